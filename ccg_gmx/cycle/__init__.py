@@ -1,0 +1,1 @@
+"""The cycle: settings, stages, store and the loop."""

@@ -1,0 +1,1 @@
+"""Running GROMACS and finding the tools around it."""

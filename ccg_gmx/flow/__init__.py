@@ -1,0 +1,1 @@
+"""The conditional normalizing flow that restores fine coordinates from coarse ones."""

@@ -1,0 +1,1 @@
+"""Weights, estimators and free energy surfaces."""

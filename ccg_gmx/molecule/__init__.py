@@ -1,0 +1,1 @@
+"""A molecule: its parameters, its energy, its internal coordinates."""

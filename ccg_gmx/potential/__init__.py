@@ -1,0 +1,1 @@
+"""Coarse potentials in a linear basis and their fit."""

@@ -1,0 +1,178 @@
+"""The borders between stages: frozen records with shapes and units. A stage is a function from records to a record.
+
+Letters used throughout (THEORY: arXiv 2305.01243 for the idea):
+
+* ``s``  coarse variables whose free energy is asked for (torsions, radians), ``[M, n_s]``
+* ``b``  the other internal coordinates of the beads (bonds in nm, angles in radians), ``[M, n_b]``
+* ``y``  all remaining internal coordinates of the molecule, ``[M, n_y]``
+* ``u``  reduced potential ``beta U - ln|dr/dq|`` (dimensionless)
+* ``log_w = -u - log_q``; ``f = -ln Z`` free energy in kT.
+
+T frames, N atoms, M coarse points, K draws per coarse point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FineRun:
+    """One finished atomistic GROMACS run.
+
+    Attributes:
+        tpr: run input file.
+        trajectory: full-precision frames (.trr).
+        log: GROMACS log file.
+        name: which start (basin) it belongs to.
+        seed: seed of its Langevin noise and velocities.
+        temperature_K: thermostat temperature.
+        steps: steps done (one energy evaluation each).
+    """
+
+    tpr: Path
+    trajectory: Path
+    log: Path
+    name: str
+    seed: int
+    temperature_K: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Atomistic frames.
+
+    Attributes:
+        positions: ``[T, N, 3]`` nm, molecule whole.
+        time: ``[T]`` ps.
+        box: ``[T, 3, 3]`` nm or None.
+        forces: ``[T, N, 3]`` kJ/mol/nm or None.
+        u_bias: ``[T]`` reduced bias the frames were sampled under, or None when unbiased.
+    """
+
+    positions: FloatArray
+    time: FloatArray
+    box: FloatArray | None = None
+    forces: FloatArray | None = None
+    u_bias: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class CoarseSplit:
+    """Fine frames in internal coordinates, ``r = T(s, b, y)``.
+
+    Attributes:
+        s: ``[T, n_s]`` radians, in [-pi, pi).
+        b: ``[T, n_b]`` nm and radians.
+        y: ``[T, n_y]`` nm and radians.
+        u: ``[T]`` reduced potential beta U - ln|dr/dq| of each frame.
+        run: ``[T]`` index of the fine run each frame is from.
+    """
+
+    s: FloatArray
+    b: FloatArray
+    y: FloatArray
+    u: FloatArray
+    run: IntArray
+
+
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Draws of a flow at coarse points, with exact log-weights.
+
+    Attributes:
+        s: ``[M, n_s]`` radians, the coarse points.
+        log_w: ``[M, K]`` log-weights -u - log_q of K independent draws at each point.
+        log_rho: ``[M]`` log-density of the proposal the points were drawn from (per radian^n_s).
+        evaluations: energies computed for these draws, thrown-away ones included.
+        b: ``[M, n_b]`` bead coordinates held fixed, when only ``y`` was drawn; None when ``(b, y)`` were drawn.
+        gradient: ``[M, n_s + n_b]`` self-normalised path-wise derivative of ``f = -ln Z`` by (s, b), or None.
+        gradient_error: ``[M, n_s + n_b]`` standard error of ``gradient``, or None.
+    """
+
+    s: FloatArray
+    log_w: FloatArray
+    log_rho: FloatArray
+    evaluations: int
+    b: FloatArray | None = None
+    gradient: FloatArray | None = None
+    gradient_error: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class FreeEnergySurface:
+    """A free energy on a periodic torsion grid.
+
+    Grid points are ``-pi + i * 2 pi / n`` on every axis (PLUMED's convention for periodic grids); a histogram bin
+    is the cell centred on its point. ``f`` is flat in the torsions (per radian^n), shifted to minimum 0.
+
+    Attributes:
+        f: ``[n] `` or ``[n, n]`` kT; inf where nothing is known.
+        error: same shape, one standard error in kT (nan where unknown), of f relative to its Boltzmann average.
+        names: name of each axis.
+        temperature_K: temperature.
+    """
+
+    f: FloatArray
+    error: FloatArray
+    names: tuple[str, ...]
+    temperature_K: float
+
+
+@dataclass(frozen=True)
+class CoarseRun:
+    """One finished coarse GROMACS run.
+
+    Attributes:
+        s: ``[T, n_s]`` radians, coarse variables of its frames.
+        b: ``[T, n_b]`` nm and radians, the other bead coordinates.
+        positions: ``[T, n_beads, 3]`` nm.
+        ns_per_day: speed that mdrun reported.
+        walker: ``[T]`` index of the walker each frame is from.
+    """
+
+    s: FloatArray
+    b: FloatArray
+    positions: FloatArray
+    ns_per_day: float
+    walker: IntArray
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the HTML report shows.
+
+    Attributes:
+        summary: content of summary.json.
+        surface: final free energy surface with errors.
+        reference: surface to compare with, or None.
+        coarse_surface: surface of the coarse MD histogram, or None.
+        raw_surface: per-point EXP estimate before the joint fit, or None.
+        losses: name -> ``[steps]`` loss curve.
+        log_w: ``[M, K]`` log-weights of the final draws.
+        distributions: "class/name" -> (fine values ``[T]``, restored values ``[R]``, restored normalised weights ``[R]``);
+            class is bond, angle or torsion; nm or radians.
+        turns: one dict per cycle turn (index, move_kT, kish_fraction_median, forward_kl, ...).
+        coarse_terms: name -> (grid ``[G]``, potential in kJ/mol ``[G]``) of the coarse model's bonded tables.
+        coarse_map: ``[n, n]`` kJ/mol torsion-pair grid of the coarse model, or None.
+    """
+
+    summary: dict[str, object]
+    surface: FreeEnergySurface
+    reference: FreeEnergySurface | None = None
+    coarse_surface: FreeEnergySurface | None = None
+    raw_surface: FreeEnergySurface | None = None
+    losses: dict[str, FloatArray] = field(default_factory=dict)
+    log_w: FloatArray | None = None
+    distributions: dict[str, tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
+    turns: list[dict[str, float]] = field(default_factory=list)
+    coarse_terms: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+    coarse_map: FloatArray | None = None
