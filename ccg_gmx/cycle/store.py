@@ -1,0 +1,248 @@
+"""Content-addressed results: a stage's key is the hash of all it depends on; its folder appears whole or not at all.
+
+A stage is a top-level function ``(folder, settings, inputs, seed, progress)`` that writes its result into ``folder``.
+It runs in a folder named ``.partial-...``, kept after a kill so that a training or an mdrun continues from its own
+checkpoint, and renamed to its final name when whole. Resuming a cycle is therefore nothing but looking keys up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ccg_gmx
+from ccg_gmx.engine.parallel import run_all
+from ccg_gmx.errors import StoreError
+
+Progress = Callable[[int, int], None]
+StageFunction = Callable[[Path, dict[str, Any], dict[str, Path], int, Progress], None]
+
+PARTIAL = ".partial-"
+RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run.
+
+    Attributes:
+        name: stage name, also the start of its folder's name.
+        function: top-level function that does the work (it may run in another process).
+        settings: JSON-able values the result depends on.
+        inputs: name -> folder of another stage, or a file from outside.
+        seed: seed of all its random numbers.
+    """
+
+    name: str
+    function: StageFunction
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Path] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Store:
+    """The stages of one run folder."""
+
+    def __init__(self, root: Path, workers: int = 1) -> None:
+        self.root = root
+        self.stages = root / "stages"
+        self.workers = workers
+        self.used: list[Path] = []
+        try:
+            self.stages.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(root, error) from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep two runs out of one folder. The lock dies with its process, so a kill never leaves it behind."""
+        try:
+            handle = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise _unwritable(self.root, error) from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"{self.root} is in use by another ccg run", remedy="wait for it, or choose another --out"
+                ) from None
+            yield
+
+    def folder(self, job: Job) -> Path:
+        """Return where the job's result is, or will be."""
+        return self.stages / f"{job.name}-{job_key(job)}"
+
+    def run(self, jobs: Sequence[Job], bar: Callable[[str, int], Any] | None = None) -> list[Path]:
+        """Return the folders of all jobs, computing the missing ones side by side.
+
+        Args:
+            jobs: independent stages.
+            bar: ``(label, total) -> progress bar`` with ``update_to(done, total)`` and ``close()``; None for silence.
+
+        Raises:
+            StoreError: if the run folder cannot be written.
+            CcgError: whatever the first failing stage raised.
+        """
+        folders = [self.folder(job) for job in jobs]
+        missing = [(job, folder) for job, folder in zip(jobs, folders, strict=True) if not folder.exists()]
+        if missing:
+            tasks = [(job, str(folder)) for job, folder in missing]
+            try:
+                with _watch([_partial(folder) for _, folder in missing], jobs[0].name, bar):
+                    run_all(_run_one, tasks, self.workers)
+            except OSError as error:
+                raise _unwritable(self.root, error) from None
+        self.used.extend(folders)
+        return folders
+
+    def wall_seconds(self) -> dict[str, float]:
+        """Return stage name -> seconds of all stages used so far, also of those found finished."""
+        total: dict[str, float] = {}
+        for folder in dict.fromkeys(self.used):
+            record = read_json(folder / RECORD)
+            total[record["name"]] = total.get(record["name"], 0.0) + record["wall_s"]
+        return total
+
+    def sweep(self) -> None:
+        """Remove partial folders: called when a run is complete, so they are left-overs of changed settings."""
+        for folder in self.stages.glob(f"{PARTIAL}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_key(job: Job) -> str:
+    """Return the 16-digit content hash of a job: settings, seed, inputs and the code that will run."""
+    payload = {
+        "name": job.name,
+        "settings": job.settings,
+        "seed": job.seed,
+        "inputs": {name: _input_key(path) for name, path in sorted(job.inputs.items())},
+        "code": code_version(),
+    }
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _input_key(path: Path) -> str:
+    """Stage folders are named by their key; files from outside are hashed."""
+    if (path / RECORD).is_file():
+        return path.name
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Return version and hash of the package's sources; the report and the command line change no number."""
+    root = Path(ccg_gmx.__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(root.rglob("*.py")):
+        name = source.relative_to(root).as_posix()
+        if not name.startswith("report/") and name not in ("cli.py", "engine/toolchain.py"):
+            digest.update(name.encode() + b"\0" + source.read_bytes())
+    return f"{ccg_gmx.__version__}+{digest.hexdigest()[:16]}"
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(PARTIAL + folder.name)
+
+
+def _run_one(task: tuple[Job, str]) -> None:
+    """Run one job in its partial folder and give the folder its final name. Runs in a worker process."""
+    job, target = task
+    folder, partial = Path(target), _partial(Path(target))
+    partial.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic() - _seconds_before(partial)
+    last = [0.0]
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] > 0.5 or done >= total:
+            last[0] = now
+            write_json(partial / "progress.json", {"done": done, "total": total, "wall_s": now - start})
+
+    job.function(partial, job.settings, job.inputs, job.seed, progress)
+    (partial / "progress.json").unlink(missing_ok=True)
+    record = {
+        "name": job.name,
+        "settings": job.settings,
+        "seed": job.seed,
+        "inputs": {name: _input_key(path) for name, path in job.inputs.items()},
+        "code": code_version(),
+        "wall_s": time.monotonic() - start,
+    }
+    write_json(partial / RECORD, record)
+    os.replace(partial, folder)
+
+
+def _seconds_before(partial: Path) -> float:
+    """Seconds this stage had already run for when it was killed."""
+    try:
+        return float(read_json(partial / "progress.json")["wall_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+@contextmanager
+def _watch(partials: Sequence[Path], label: str, bar: Callable[[str, int], Any] | None) -> Iterator[None]:
+    """Show one bar for a group of stages from the progress files they write, whichever process they run in."""
+    if bar is None:
+        yield
+        return
+    shown, stop = bar(label, len(partials)), threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            shown.update_to(sum(_fraction(partial) for partial in partials))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+        shown.update_to(len(partials))
+    finally:
+        stop.set()
+        thread.join()
+        shown.close()
+
+
+def _fraction(partial: Path) -> float:
+    if partial.with_name(partial.name.removeprefix(PARTIAL)).exists():
+        return 1.0
+    try:
+        state = read_json(partial / "progress.json")
+        return float(state["done"]) / max(float(state["total"]), 1.0)
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _unwritable(root: Path, error: OSError) -> StoreError:
+    reason = error.strerror or str(error)
+    return StoreError(f"cannot write in {root}: {reason}", remedy="free some space or choose another --out folder")
