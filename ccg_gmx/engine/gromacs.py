@@ -1,0 +1,363 @@
+"""GROMACS by its own programs: grompp, mdrun (with its checkpoints), mdrun -rerun, dump, energy, awh."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from ccg_gmx.engine.failures import diagnose
+from ccg_gmx.engine.process import Finished, capture, supervise
+from ccg_gmx.engine.run_files import (
+    MdrunResult,
+    ProgressCallback,
+    ProgressWatch,
+    RunFiles,
+    existing,
+    tail,
+    writable_folder,
+    write_text,
+)
+from ccg_gmx.engine.settings import EngineSettings
+from ccg_gmx.errors import (
+    GmxDumpError,
+    GmxEnergyError,
+    GromppError,
+    MdrunError,
+    SettingsError,
+    ToolError,
+    ToolMissingError,
+    ToolVersionError,
+)
+from ccg_gmx.records import FloatArray
+
+__all__ = ["EngineSettings", "Gmx", "MdrunResult"]
+
+MINIMUM_VERSION = 2025
+"""First GROMACS release with the PLUMED interface and everything else that the package uses."""
+
+INSTALL_HINT = 'install it with `apt-get install gromacs` (Debian 13) or `conda install -c conda-forge "gromacs>=2025"`'
+
+
+@dataclass(frozen=True)
+class Gmx:
+    """One GROMACS installation.
+
+    Attributes:
+        path: the gmx program.
+        version: its version, ``2025.2`` for instance.
+        precision: ``mixed`` or ``double``.
+        gpu_support: ``disabled``, ``CUDA``, ``OpenCL``, ``SYCL`` or ``HIP``.
+        settings: how it uses the machine.
+    """
+
+    path: Path
+    version: str
+    precision: str
+    gpu_support: str = "disabled"
+    settings: EngineSettings = field(default_factory=EngineSettings)
+
+    @classmethod
+    def find(cls, settings: EngineSettings | None = None) -> Gmx:
+        """Find gmx and check its version.
+
+        Args:
+            settings: where to look and how to run; None for the defaults.
+
+        Raises:
+            ToolMissingError: if there is no gmx.
+            ToolVersionError: if it is older than 2025 or does not say what it is.
+            SettingsError: if a GPU is asked for and this gmx has no GPU support.
+        """
+        settings = settings or EngineSettings()
+        path = _locate(settings.gmx)
+        result = capture([str(path), "--version"], env=_environment(1))
+        gpu = _version_field(result.stdout, "GPU support") or "disabled"
+        version = _checked_version(path, result)
+        if settings.gpu and gpu == "disabled":
+            raise SettingsError(
+                f"gpu: true, but {path} {version} is built without GPU support",
+                remedy="set gpu: false or use a GPU build",
+            )
+        return cls(path, version, _version_field(result.stdout, "Precision") or "mixed", gpu, settings)
+
+    def grompp(
+        self,
+        mdp: Mapping[str, str] | str,
+        conf: Path,
+        top: Path,
+        out: Path,
+        *,
+        index: Path | None = None,
+        workdir: Path | None = None,
+        maxwarn: int = 0,
+    ) -> Path:
+        """Make a run input file.
+
+        Args:
+            mdp: an :class:`~ccg_gmx.engine.mdp.Mdp`, or the text of an .mdp file.
+            conf: structure.
+            top: topology.
+            out: run input file to write; its mdp text is kept beside it as ``<stem>.mdp``.
+            index: index file.
+            workdir: folder to run in; None for the folder of ``out``.
+            maxwarn: number of grompp warnings to accept.
+
+        Returns:
+            The absolute path of ``out``.
+
+        Raises:
+            GromppError: with the decisive line of grompp's output.
+            SettingsError: if an input file does not exist.
+            StoreError: if the folder cannot be written.
+        """
+        out = Path(out).absolute()
+        folder = writable_folder(workdir or out.parent)
+        text = mdp if isinstance(mdp, str) else "".join(f"{key} = {value}\n" for key, value in mdp.items())
+        mdp_file, partial = folder / f"{out.stem}.mdp", out.with_name(f"{out.stem}.partial.tpr")
+        write_text(mdp_file, text)
+        arguments = ["-f", mdp_file, "-c", existing(conf, "structure"), "-p", existing(top, "topology")]
+        arguments += ["-o", partial, "-po", folder / f"{out.stem}.processed.mdp", "-maxwarn", maxwarn]
+        if index is not None:
+            arguments += ["-n", existing(index, "index file")]
+        result = self._capture("grompp", *arguments, cwd=folder)
+        log = folder / f"{out.stem}.grompp.log"
+        write_text(log, result.stdout + result.stderr)
+        if result.returncode:
+            partial.unlink(missing_ok=True)
+            _fail(GromppError, "gmx grompp", result.stderr, result.returncode, log)
+        os.replace(partial, out)
+        return out
+
+    def mdrun(
+        self,
+        tpr: Path,
+        workdir: Path,
+        *,
+        name: str = "run",
+        steps_total: int | None = None,
+        progress: ProgressCallback | None = None,
+        tables: Sequence[Path] = (),
+        checkpoint_minutes: float = 0.25,
+    ) -> MdrunResult:
+        """Run to the end, from the last checkpoint if there is one; a finished run is not run again.
+
+        Files are ``<name>.trr``, ``.xtc``, ``.edr``, ``.log``, ``.gro``, ``.cpt`` in ``workdir``, mdrun's screen output
+        in ``<name>.out``, and ``<name>.json`` that ties them to the run input file and says whether they are whole.
+        With one seed a run that was killed and resumed gives the same frames as one that was not (``-reprod``).
+
+        Args:
+            tpr: run input file.
+            workdir: folder to run in.
+            name: stem of the files.
+            steps_total: number of steps for ``progress`` when known; None takes it from the log.
+            progress: called with (steps done, steps in total) about twice a second.
+            tables: bonded tables (``-tableb``), named ``*_b0.xvg``, ``*_a0.xvg``, ``*_d0.xvg``.
+            checkpoint_minutes: time between checkpoints.
+
+        Raises:
+            MdrunError: with the decisive line of mdrun's output, or if the run was stopped before its last step.
+            StoreError: if the folder cannot be written, or holds a run of another run input file under this name.
+            SettingsError: if an input file does not exist.
+        """
+        tpr = existing(tpr, "run input file")
+        files = RunFiles(writable_folder(workdir), name)
+        finished = files.open_record(tpr)
+        if finished is not None:
+            return finished
+        command = self._mdrun_command(tpr, files, tables, checkpoint_minutes, steps_total)
+        watch = ProgressWatch(files, progress, steps_total) if progress else None
+        code = supervise(command, cwd=files.folder, output=files["out"], env=self._environment(), watch=watch)
+        if code:
+            text = tail(files["log"], 200_000) + tail(files["out"], 200_000)
+            _fail(MdrunError, "gmx mdrun", text, code, files["out"])
+        result = files.close_record(tpr)
+        if progress:
+            progress(result.steps, result.steps)
+        return result
+
+    def rerun(self, tpr: Path, trajectory: Path, workdir: Path) -> dict[str, FloatArray]:
+        """Compute the energy terms of existing frames (``mdrun -rerun``).
+
+        Args:
+            tpr: run input file.
+            trajectory: frames, .trr for full precision.
+            workdir: folder for the log and the energy file.
+
+        Returns:
+            Term name as GROMACS prints it ("Bond", "LJ (SR)", "Potential", ...) -> ``[T]`` kJ/mol, with the full
+            precision of the energy file (float32 for a mixed-precision GROMACS).
+
+        Raises:
+            MdrunError: if mdrun fails, on a truncated trajectory for instance.
+            GmxEnergyError: if the energy file cannot be read.
+        """
+        files = RunFiles(writable_folder(workdir), "rerun")
+        command = [str(self.path), "mdrun", "-s", str(existing(tpr, "run input file"))]
+        command += ["-rerun", str(existing(trajectory, "trajectory"))]
+        command += [*files.options("-o", "-e", "-c", "-g"), *self._placement()]
+        code = supervise(command, cwd=files.folder, output=files["out"], env=self._environment())
+        if code:
+            _fail(MdrunError, "gmx mdrun -rerun", tail(files["out"], 200_000), code, files["out"])
+        files["trr"].unlink(missing_ok=True)  # a copy of the input
+        terms = self.energies(files["edr"])
+        del terms["Time"]
+        return terms
+
+    def energies(self, edr: Path) -> dict[str, FloatArray]:
+        """Read all terms of an energy file.
+
+        Args:
+            edr: energy file.
+
+        Returns:
+            Term name as GROMACS prints it -> ``[T]``, kJ/mol for energies (K, bar, ... for others); "Time" in ps.
+
+        Raises:
+            GmxEnergyError: if gmx energy cannot read the file.
+        """
+        edr = existing(edr, "energy file")
+        xvg = edr.with_name(f"{edr.stem}.energy.xvg")
+        # All numbers that could be a term: gmx energy reports those past the last term and ignores them.
+        every_term = " ".join(str(number) for number in range(1, 400)) + " 0\n"
+        result = self._capture(
+            "energy", "-f", edr, "-o", xvg, "-dp", "-xvg", "xmgrace", cwd=edr.parent, text=every_term
+        )
+        if result.returncode:
+            _fail(GmxEnergyError, "gmx energy", result.stderr, result.returncode, None)
+        names, values = _read_xvg(xvg)
+        xvg.unlink()
+        return {"Time": values[:, 0], **{name: values[:, column + 1] for column, name in enumerate(names)}}
+
+    def dump(self, tpr: Path) -> str:
+        """Return what ``gmx dump -s`` prints about a run input file.
+
+        Args:
+            tpr: run input file.
+
+        Raises:
+            GmxDumpError: if it is not a run input file this gmx can read.
+        """
+        result = self._capture("dump", "-s", existing(tpr, "run input file"))
+        if result.returncode:
+            _fail(GmxDumpError, "gmx dump", result.stderr, result.returncode, None)
+        return result.stdout
+
+    def awh(self, edr: Path, tpr: Path, out: Path) -> tuple[Path, ...]:
+        """Write the surfaces of an AWH run (``gmx awh -more -kt``: free energy in kT, bias, histograms).
+
+        Args:
+            edr: energy file of the run.
+            tpr: its run input file.
+            out: ``NAME.xvg``; the files become ``NAME_t<time in ps>.xvg``.
+
+        Returns:
+            The files in order of time; the last is the final estimate.
+
+        Raises:
+            ToolError: if gmx awh fails.
+        """
+        out = Path(out).absolute()
+        edr, tpr = existing(edr, "energy file"), existing(tpr, "run input file")
+        folder = writable_folder(out.parent)
+        result = self._capture("awh", "-f", edr, "-s", tpr, "-o", out, "-more", "-kt", cwd=folder)
+        if result.returncode:
+            _fail(ToolError, "gmx awh", result.stderr, result.returncode, None)
+        pattern = re.compile(re.escape(out.stem) + r"_t([\d.]+)\.xvg")
+        found = [(float(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        return tuple(path for _, path in sorted(found))
+
+    def _mdrun_command(
+        self, tpr: Path, files: RunFiles, tables: Sequence[Path], checkpoint_minutes: float, steps: int | None
+    ) -> list[str]:
+        command = [str(self.path), "mdrun", "-s", str(tpr), *files.options("-o", "-x", "-c", "-e", "-g", "-cpo")]
+        if files.recover_checkpoint():
+            command += ["-cpi", str(files["cpt"])]
+        command += ["-cpt", str(checkpoint_minutes), "-reprod", *self._placement()]
+        command += ["-v", "-stepout", str(max(100, steps // 500) if steps else 1000)]
+        if tables:
+            command += ["-tableb", *(str(existing(table, "bonded table")) for table in tables)]
+        return command
+
+    def _placement(self) -> list[str]:
+        """Options that place one run on the machine: several runs side by side must not pin to the same core."""
+        flags = list(self.settings.mdrun_flags)
+        options = ["-ntmpi", "1", "-ntomp", str(self.settings.threads_per_run)]
+        if "-pin" not in flags:
+            options += ["-pin", "off"]
+        if "-nb" not in flags:
+            options += ["-nb", "gpu" if self.settings.gpu else "cpu"]
+        return options + flags
+
+    def _environment(self) -> dict[str, str]:
+        return _environment(self.settings.threads_per_run)
+
+    def _capture(self, tool: str, *arguments: object, cwd: Path | None = None, text: str = "") -> Finished:
+        command = [str(self.path), tool, *map(str, arguments)]
+        return capture(command, cwd=cwd, env=self._environment(), text=text)
+
+
+def _locate(given: str | None) -> Path:
+    """Find the program: the given path, then $GMXBIN (set by GROMACS' own GMXRC), then PATH."""
+    if given is not None:
+        found = shutil.which(given)
+        if found is None:
+            raise ToolMissingError(f"no program at gmx: {given}", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
+        return Path(found).absolute()
+    folder = os.environ.get("GMXBIN")
+    found = (shutil.which("gmx", path=folder) if folder else None) or shutil.which("gmx")
+    if found is None:
+        raise ToolMissingError("no gmx on PATH", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
+    return Path(found).absolute()
+
+
+def _version_field(text: str, name: str) -> str | None:
+    match = re.search(rf"^{name}:\s+(\S+)", text, re.M)
+    return match[1] if match else None
+
+
+def _checked_version(path: Path, result: Finished) -> str:
+    stated = _version_field(result.stdout, "GROMACS version")
+    if stated is None:  # releases before 2016 print another form
+        old = re.search(r"VERSION (\d\S*)", result.stdout + result.stderr)
+        stated = old[1] if old else None
+    number = re.match(r"\d+(\.\d+)*", stated or "")
+    if result.returncode or number is None:
+        raise ToolVersionError(
+            f"{path} --version says nothing about GROMACS", expected="GROMACS >= 2025", remedy=INSTALL_HINT
+        )
+    if int(number[0].split(".")[0]) < MINIMUM_VERSION:
+        raise ToolVersionError(f"{path} is GROMACS {stated}", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
+    return number[0]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of every gmx process: no backup copies; OMP_NUM_THREADS must agree with -ntomp or mdrun refuses."""
+    return {**os.environ, "GMX_MAXBACKUP": "-1", "OMP_NUM_THREADS": str(threads)}
+
+
+def _fail(kind: type[ToolError], tool: str, output: str, code: int, log: Path | None) -> NoReturn:
+    failure = diagnose(output)
+    if failure is not None:
+        raise kind(tool, failure.reason, log=log, remedy=failure.remedy)
+    reason = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    raise kind(tool, reason, log=log, remedy="run again to go on" if code < 0 else None)
+
+
+def _read_xvg(path: Path) -> tuple[list[str], FloatArray]:
+    """Return the legends and the ``[T, 1 + len(legends)]`` columns of an .xvg file."""
+    names, header = [], 0
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if not line.startswith(("#", "@")):
+                break
+            header += 1
+            if match := re.match(r'@ s\d+ legend "(.*)"', line):
+                names.append(match[1])
+    return names, np.loadtxt(path, skiprows=header, ndmin=2, dtype=np.float64)
