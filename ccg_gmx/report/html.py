@@ -1,0 +1,81 @@
+"""One self-contained page: no script, no file beside it, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ccg_gmx.records import ReportData
+from ccg_gmx.report import sections
+from ccg_gmx.report.markup import Html, join, slug, tag
+from ccg_gmx.report.sections import Section
+from ccg_gmx.report.style import plot_style
+from ccg_gmx.report.stylesheet import CSS
+
+
+def build_report(data: ReportData, manifest: Mapping[str, object], path: Path) -> None:
+    """Write the report of a run.
+
+    Args:
+        data: everything shown; a section whose data are None or empty is left out.
+        manifest: versions, seeds, input hashes, command; shown as they are.
+        path: the HTML file; it appears whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    page = render(data, manifest)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(data: ReportData, manifest: Mapping[str, object]) -> str:
+    """Return the report as text; arguments as in ``build_report``."""
+    with plot_style():
+        found = _sections(data, manifest)
+    system = str(data.summary.get("system", "run"))
+    subtitle = f"Cycle coarse graining with GROMACS, {data.surface.temperature_K:g} K"
+    content = tag(
+        "div",
+        tag("header", tag("h1", system), tag("p", subtitle), _contents(found)),
+        tag("main", sections.headline(data), *(_section(section) for section in found)),
+        tag("footer", "Written by ccg_gmx. Idea of the method: arXiv 2305.01243."),
+        class_="page",
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{system}: cycle coarse graining"),
+        tag("style", Html(CSS)),
+    )
+    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", content), lang="en") + "\n"
+
+
+def _sections(data: ReportData, manifest: Mapping[str, object]) -> list[Section]:
+    found = [
+        sections.key_numbers(data),
+        sections.free_energy(data),
+        sections.weights(data),
+        sections.coarse_model(data),
+        sections.restored(data),
+        sections.training(data),
+        sections.turns(data),
+        sections.cost(data),
+        sections.provenance(data, manifest),
+    ]
+    return [section for section in found if section is not None]
+
+
+def _section(section: Section) -> Html:
+    return tag("section", tag("h2", section.title), section.body, id=slug(section.title))
+
+
+def _contents(found: list[Section]) -> Html:
+    links = [tag("li", tag("a", section.title, href=f"#{slug(section.title)}")) for section in found]
+    return tag("nav", tag("ol", join(links)), aria_label="Contents")
