@@ -1,0 +1,388 @@
+"""Batched potential energy and gradient of one isolated molecule, GROMACS' terms under GROMACS' names.
+
+Formulas: GROMACS reference manual 2025, "Interaction functions"; dihedral gradients: Bekker et al., J. Comput. Chem.
+16, 527 (1995), doi:10.1002/jcc.540160502. Every term is tested against ``gmx mdrun -rerun``.
+
+Inside, positions are ``[3, N, B]``: frames come last, so every operation runs along contiguous memory.
+Analytic gradients are computed together with the energy, in one pass, and stored for the backward pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ccg_gmx.molecule.topology import Topology, require_supported
+from ccg_gmx.units import COULOMB_KJ_MOL_NM_E2
+
+TERMS = (
+    "Bond",
+    "Angle",
+    "Proper Dih.",
+    "Per. Imp. Dih.",
+    "LJ-14",
+    "Coulomb-14",
+    "LJ (SR)",
+    "Coulomb (SR)",
+)
+
+
+def harmonic_bonds(delta: Tensor, b0: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k/2 (r - b0)^2 and its derivative by ``delta``.
+
+    Args:
+        delta: ``[3, n, B]`` r_i - r_j in nm.
+        b0: ``[n, 1]`` nm.
+        k: ``[n, 1]`` kJ/mol/nm^2.
+    """
+    length = _norm(delta)
+    stretch = length - b0
+    force = k * stretch
+    return 0.5 * force * stretch, (force / length) * delta
+
+
+def harmonic_angles(first: Tensor, second: Tensor, theta0: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return k/2 (theta - theta0)^2 and its derivatives by ``first`` and ``second``.
+
+    Args:
+        first: ``[3, n, B]`` r_i - r_j in nm.
+        second: ``[3, n, B]`` r_k - r_j in nm.
+        theta0: ``[n, 1]`` radians.
+        k: ``[n, 1]`` kJ/mol/rad^2.
+    """
+    dot = _dot(first, second)
+    # atan2 keeps full precision for angles close to 0 and pi, where acos loses half of the digits
+    sine = _norm(torch.linalg.cross(first, second, dim=0))
+    bend = torch.atan2(sine, dot) - theta0
+    force = k * bend
+    scale = force / sine
+    along_first, along_second = dot * scale / _dot(first, first), dot * scale / _dot(second, second)
+    return 0.5 * force * bend, along_first * first - scale * second, along_second * second - scale * first
+
+
+def periodic_dihedrals(
+    ij: Tensor, kj: Tensor, kl: Tensor, cosines: Tensor, sines: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sum_m A_m cos(m phi) + B_m sin(m phi) and its derivatives by ij, kj and kl.
+
+    Several terms on the same four atoms are one Fourier series, so phi is computed once, as (cos, sin), and its
+    multiples by the angle-addition recurrence: no inverse trigonometric function, no branch.
+
+    Args:
+        ij: ``[3, n, B]`` r_i - r_j in nm.
+        kj: ``[3, n, B]`` r_k - r_j in nm.
+        kl: ``[3, n, B]`` r_k - r_l in nm.
+        cosines: ``[M + 1, n, 1]`` A_m in kJ/mol.
+        sines: ``[M + 1, n, 1]`` B_m in kJ/mol.
+    """
+    normal_i, normal_l = torch.linalg.cross(ij, kj, dim=0), torch.linalg.cross(kj, kl, dim=0)
+    square_i, square_l = _dot(normal_i, normal_i), _dot(normal_l, normal_l)
+    square_kj = _dot(kj, kj)
+    length_kj = square_kj.sqrt()
+    inverse = (square_i * square_l).rsqrt()
+    cosine = _dot(normal_i, normal_l) * inverse
+    sine = _dot(ij, normal_l) * length_kj * inverse
+    energy, slope = _fourier_series(cosine, sine, cosines, sines)
+    to_i = (slope * length_kj / square_i) * normal_i
+    to_l = (-slope * length_kj / square_l) * normal_l
+    middle = (_dot(ij, kj) / square_kj) * to_i - (_dot(kl, kj) / square_kj) * to_l
+    return energy, to_i, -middle, -to_l
+
+
+def _fourier_series(cosine: Tensor, sine: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
+    energy = cosines[0].expand_as(cosine)
+    slope = torch.zeros_like(cosine)
+    cos_m, sin_m = cosine, sine
+    for m in range(1, len(cosines)):
+        if m > 1:
+            cos_m, sin_m = cos_m * cosine - sin_m * sine, sin_m * cosine + cos_m * sine
+        energy = energy + cosines[m] * cos_m + sines[m] * sin_m
+        slope = slope + m * (sines[m] * cos_m - cosines[m] * sin_m)
+    return energy, slope
+
+
+def nonbonded_pairs(delta: Tensor, c6: Tensor, c12: Tensor, qq: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return c12/r^12 - c6/r^6, qq/r and the derivative of their sum by ``delta``.
+
+    A plain cut-off without modifier adds neither a shift nor a reaction field in GROMACS (k_rf = c_rf = 0), and all
+    pairs of the molecule are within it (``topology.check_cutoff``), so this is exact.
+
+    Args:
+        delta: ``[3, n, B]`` r_i - r_j in nm.
+        c6: ``[n, 1]`` kJ/mol nm^6.
+        c12: ``[n, 1]`` kJ/mol nm^12.
+        qq: ``[n, 1]`` kJ/mol nm.
+    """
+    inverse2 = _dot(delta, delta).reciprocal()
+    inverse6 = inverse2 * inverse2 * inverse2
+    attraction = c6 * inverse6
+    repulsion = c12 * inverse6 * inverse6
+    coulomb = qq * inverse2.sqrt()
+    factor = (6 * attraction - 12 * repulsion - coulomb) * inverse2
+    return repulsion - attraction, coulomb, factor * delta
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return torch.mul(first[0], second[0]).addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
+
+
+def _norm(vector: Tensor) -> Tensor:
+    return _dot(vector, vector).sqrt()
+
+
+class _Gather(nn.Module):
+    """Vectors between pairs of atoms, and the way back of their derivatives."""
+
+    head: Tensor
+    tail: Tensor
+
+    def __init__(self, head: NDArray[np.int64], tail: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.register_buffer("head", torch.from_numpy(np.ascontiguousarray(head)))
+        self.register_buffer("tail", torch.from_numpy(np.ascontiguousarray(tail)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.head).sub_(x.index_select(1, self.tail))
+
+    def scatter(self, derivative: Tensor, gradient: Tensor) -> None:
+        gradient.index_add_(1, self.head, derivative)
+        gradient.index_add_(1, self.tail, derivative, alpha=-1)
+
+
+class ForceField(nn.Module):
+    """Potential energy of one isolated molecule, all pairs, no cut-off.
+
+    Args:
+        topology: from :func:`ccg_gmx.molecule.topology.parse_tpr_dump`.
+        dtype: float64 (weights) or float32.
+        device: where the parameters live.
+        chunk: frames computed at once; bounds memory, and keeps the working set in the processor's cache.
+
+    Raises:
+        TopologyError: if the topology holds anything these energies would leave out.
+    """
+
+    pair_c6: Tensor
+    pair_c12: Tensor
+    pair_qq: Tensor
+    bond_b0: Tensor
+    bond_k: Tensor
+    angle_theta0: Tensor
+    angle_k: Tensor
+    dihedral_cosines: Tensor
+    dihedral_sines: Tensor
+
+    def __init__(
+        self,
+        topology: Topology,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        *,
+        chunk: int = 128,
+    ) -> None:
+        super().__init__()
+        require_supported(topology)
+        self.n_atoms, self.chunk = topology.n_atoms, chunk
+        self._add_pairs(topology)
+        self._add_bonds(topology)
+        self._add_angles(topology)
+        self._add_dihedrals(topology)
+        self.to(dtype=dtype, device=device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters; positions must have it too."""
+        return self.pair_qq.dtype
+
+    def _columns(self, **columns: NDArray[np.float64]) -> None:
+        """Register parameters as ``[n, 1]``, to be broadcast over frames."""
+        for name, values in columns.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)).unsqueeze(-1))
+
+    def _add_pairs(self, topology: Topology) -> None:
+        """One table of pairs: non-bonded first, then 1-4."""
+        first, second = np.triu_indices(topology.n_atoms, k=1)
+        keep = np.array([pair not in topology.exclusions for pair in zip(first.tolist(), second.tolist(), strict=True)])
+        first, second = first[keep], second[keep]
+        close = topology.interactions["LJ14"]
+        self.n_nonbonded = len(first)
+        kinds = topology.types
+        head, tail = np.r_[first, close.atoms[:, 0]], np.r_[second, close.atoms[:, 1]]
+        factor = COULOMB_KJ_MOL_NM_E2 / topology.run.epsilon_r
+        scale = np.where(np.arange(len(head)) < self.n_nonbonded, factor, factor * topology.fudge_qq)
+        self.pairs = _Gather(head, tail)
+        self._columns(
+            pair_c6=np.r_[topology.c6[kinds[first], kinds[second]], close.parameters[:, 0]],
+            pair_c12=np.r_[topology.c12[kinds[first], kinds[second]], close.parameters[:, 1]],
+            pair_qq=scale * topology.charges[head] * topology.charges[tail],
+        )
+
+    def _add_bonds(self, topology: Topology) -> None:
+        bonds = topology.interactions["BONDS"]
+        self.bonds = _Gather(bonds.atoms[:, 0], bonds.atoms[:, 1])
+        self._columns(bond_b0=bonds.parameters[:, 0], bond_k=bonds.parameters[:, 1])
+
+    def _add_angles(self, topology: Topology) -> None:
+        angles = topology.interactions["ANGLES"]
+        self.angle_first = _Gather(angles.atoms[:, 0], angles.atoms[:, 1])
+        self.angle_second = _Gather(angles.atoms[:, 2], angles.atoms[:, 1])
+        self._columns(angle_theta0=np.radians(angles.parameters[:, 0]), angle_k=angles.parameters[:, 1])
+
+    def _add_dihedrals(self, topology: Topology) -> None:
+        """Proper dihedrals first, then periodic impropers; one Fourier series for each four atoms."""
+        tables = [_fourier_table(topology.interactions[name].atoms, topology.interactions[name].parameters)
+                  for name in ("PDIHS", "PIDIHS")]  # fmt: skip
+        self.n_proper = len(tables[0][0])
+        order = max(table.shape[1] for _, table in tables)
+        coefficients = np.concatenate([np.pad(t, ((0, 0), (0, order - t.shape[1]), (0, 0))) for _, t in tables])
+        i, j, k, l = np.concatenate([atoms for atoms, _ in tables]).T  # noqa: E741
+        self.dihedral_ij, self.dihedral_kj, self.dihedral_kl = _Gather(i, j), _Gather(k, j), _Gather(k, l)
+        self._columns(
+            dihedral_cosines=np.moveaxis(coefficients[:, :, 0], 0, 1),
+            dihedral_sines=np.moveaxis(coefficients[:, :, 1], 0, 1),
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the potential energy, differentiable once by the positions.
+
+        Args:
+            positions: ``[B, N, 3]`` nm.
+
+        Returns:
+            ``[B]`` kJ/mol.
+        """
+        self._check(positions)
+        if torch.is_grad_enabled() and positions.requires_grad:
+            energy: Tensor = _EnergyWithGradient.apply(positions, self)
+            return energy
+        return self._in_chunks(positions, None)
+
+    def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energy ``[B]`` in kJ/mol and its gradient ``[B, N, 3]`` in kJ/mol/nm (minus the force).
+
+        Args:
+            positions: ``[B, N, 3]`` nm.
+        """
+        self._check(positions)
+        gradient = torch.empty_like(positions, requires_grad=False)
+        with torch.no_grad():
+            return self._in_chunks(positions, gradient), gradient
+
+    def terms(self, positions: Tensor) -> dict[str, Tensor]:
+        """Return each term of the energy under the name ``gmx energy`` gives it.
+
+        Args:
+            positions: ``[B, N, 3]`` nm.
+
+        Returns:
+            name -> ``[B]`` kJ/mol, keys :data:`TERMS`; differentiable any number of times by plain autograd.
+        """
+        self._check(positions)
+        parts = [self._terms(frames.permute(2, 1, 0).contiguous(), None) for frames in positions.split(self.chunk)]
+        return {name: torch.cat([part[name] for part in parts]) for name in TERMS}
+
+    def _in_chunks(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
+        energies = [positions.new_zeros(0)]
+        for start in range(0, len(positions), self.chunk):
+            x = positions[start : start + self.chunk].permute(2, 1, 0).contiguous()
+            by_x = None if gradient is None else torch.zeros_like(x)
+            energies.append(torch.stack(list(self._terms(x, by_x).values())).sum(0))
+            if gradient is not None and by_x is not None:
+                gradient[start : start + self.chunk] = by_x.permute(2, 1, 0)
+        return torch.cat(energies)
+
+    def _terms(self, x: Tensor, gradient: Tensor | None) -> dict[str, Tensor]:
+        """Compute all terms of ``x [3, N, B]``, adding derivatives to ``gradient [3, N, B]`` when it is given."""
+        bond = self._bond_energy(x, gradient)
+        angle = self._angle_energy(x, gradient)
+        dihedral = self._dihedral_energy(x, gradient)
+        lennard_jones, coulomb = self._pair_energy(x, gradient)
+        return {
+            "Bond": bond.sum(0),
+            "Angle": angle.sum(0),
+            "Proper Dih.": dihedral[: self.n_proper].sum(0),
+            "Per. Imp. Dih.": dihedral[self.n_proper :].sum(0),
+            "LJ-14": lennard_jones[self.n_nonbonded :].sum(0),
+            "Coulomb-14": coulomb[self.n_nonbonded :].sum(0),
+            "LJ (SR)": lennard_jones[: self.n_nonbonded].sum(0),
+            "Coulomb (SR)": coulomb[: self.n_nonbonded].sum(0),
+        }
+
+    def _bond_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
+        energy, by_delta = harmonic_bonds(self.bonds(x), self.bond_b0, self.bond_k)
+        if gradient is not None:
+            self.bonds.scatter(by_delta, gradient)
+        return energy
+
+    def _angle_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
+        first, second = self.angle_first(x), self.angle_second(x)
+        energy, by_first, by_second = harmonic_angles(first, second, self.angle_theta0, self.angle_k)
+        if gradient is not None:
+            self.angle_first.scatter(by_first, gradient)
+            self.angle_second.scatter(by_second, gradient)
+        return energy
+
+    def _dihedral_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
+        ij, kj, kl = self.dihedral_ij(x), self.dihedral_kj(x), self.dihedral_kl(x)
+        energy, *derivatives = periodic_dihedrals(ij, kj, kl, self.dihedral_cosines, self.dihedral_sines)
+        if gradient is not None:
+            for gather, derivative in zip(
+                (self.dihedral_ij, self.dihedral_kj, self.dihedral_kl), derivatives, strict=True
+            ):
+                gather.scatter(derivative, gradient)
+        return energy
+
+    def _pair_energy(self, x: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+        delta = self.pairs(x)
+        lennard_jones, coulomb, by_delta = nonbonded_pairs(delta, self.pair_c6, self.pair_c12, self.pair_qq)
+        if gradient is not None:
+            self.pairs.scatter(by_delta, gradient)
+        return lennard_jones, coulomb
+
+    def _check(self, positions: Tensor) -> None:
+        if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3) or positions.dtype != self.dtype:
+            raise ValueError(
+                f"positions must be [B, {self.n_atoms}, 3] of {self.dtype}, "
+                f"got {tuple(positions.shape)} of {positions.dtype}"
+            )
+
+
+class _EnergyWithGradient(torch.autograd.Function):
+    """Energy whose gradient is computed in the forward pass, so that the backward pass is one product."""
+
+    @staticmethod
+    def forward(ctx, positions: Tensor, force_field: ForceField) -> Tensor:  # type: ignore[no-untyped-def]
+        energy, gradient = force_field.energy_and_gradient(positions)
+        ctx.save_for_backward(gradient)
+        return energy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_energy: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (gradient,) = ctx.saved_tensors
+        return by_energy[:, None, None] * gradient, None
+
+
+def _fourier_table(
+    atoms: NDArray[np.int64], parameters: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Merge terms cp (1 + cos(m phi - phi0)) on the same four atoms.
+
+    Args:
+        atoms: ``[n, 4]``.
+        parameters: ``[n, 3]`` phi0 in degrees, cp in kJ/mol, m.
+
+    Returns:
+        the different quadruples ``[q, 4]`` and their coefficients ``[q, M + 1, 2]`` of cos(m phi) and sin(m phi).
+    """
+    quadruples, inverse = np.unique(atoms, axis=0, return_inverse=True)
+    multiplicity = parameters[:, 2].astype(np.int64)
+    table = np.zeros((len(quadruples), int(multiplicity.max(initial=0)) + 1, 2))
+    phase, height = np.radians(parameters[:, 0]), parameters[:, 1]
+    rows = inverse.reshape(-1)
+    np.add.at(table[:, 0, 0], rows, height)
+    waves = np.stack([np.cos(phase), np.sin(phase)], axis=1) * height[:, None]
+    np.add.at(table.reshape(-1, 2), rows * table.shape[1] + multiplicity, waves)
+    return quadruples, table
