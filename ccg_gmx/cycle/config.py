@@ -15,7 +15,7 @@ from ccg_gmx.cycle.settings import (
     DrawSettings,
     FineMdSettings,
 )
-from ccg_gmx.engine.gromacs import EngineSettings
+from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.flow.train import EnergySettings, FlowSettings, LikelihoodSettings
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
@@ -58,7 +58,9 @@ class Workflow(Settings):
         torsions = set(self.coarse.torsions)
         for basin in self.basins:
             if set(basin.ranges) != torsions:
-                raise ValueError(f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {sorted(torsions)}")
+                raise ValueError(
+                    f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {sorted(torsions)}"
+                )
         return self
 
 
@@ -78,14 +80,18 @@ def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read workflow {path}: {error}", remedy="give the path of a workflow YAML file") from None
+        raise SettingsError(
+            f"cannot read workflow {path}: {error}", remedy="give the path of a workflow YAML file"
+        ) from None
     try:
         document = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {error}", remedy="see workflows/ for examples") from None
     if not isinstance(document, dict):
-        raise SettingsError(f"{path} holds no settings", expected="a YAML mapping", remedy="see workflows/ for examples")
+        raise SettingsError(
+            f"{path} holds no settings", expected="a YAML mapping", remedy="see workflows/ for examples"
+        )
     for override in overrides:
         _override(document, override)
     try:
@@ -104,7 +110,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise SettingsError(f"--set {override}: {parent} is not a group of settings", remedy="`ccg schema` prints every key")
+            raise SettingsError(
+                f"--set {override}: {parent} is not a group of settings", remedy="`ccg schema` prints every key"
+            )
     try:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -144,7 +152,9 @@ def _absolute(workflow: Workflow, base: Path) -> Workflow:
     def resolve(path: Path, key: str) -> Path:
         full = (base / path).resolve()
         if not full.is_file():
-            raise SettingsError(f"{key}: no file {full}", expected="an existing file, relative to the workflow's folder")
+            raise SettingsError(
+                f"{key}: no file {full}", expected="an existing file, relative to the workflow's folder"
+            )
         return full
 
     fine = workflow.fine_md

@@ -12,7 +12,9 @@ from ccg_gmx.settings import Settings
 class CoarseSettings(Settings):
     """What is kept: beads (atoms, in chain order) and the torsions whose free energy is asked for."""
 
-    beads: dict[str, int] = Field(description="bead name -> atom number (from 1), a bonded chain in order", min_length=4)
+    beads: dict[str, int] = Field(
+        description="bead name -> atom number (from 1), a bonded chain in order", min_length=4
+    )
     torsions: dict[str, tuple[int, int, int, int]] = Field(
         description="torsion name -> four atom numbers (from 1) of consecutive beads", min_length=1, max_length=2
     )
@@ -38,13 +40,18 @@ class FineMdSettings(Settings):
     """Short atomistic runs, one set per start; no run needs to cross a barrier."""
 
     starts: list[Start] = Field(default=[], description="one set of runs each, started at these torsions")
-    trajectories: list[GivenTrajectory] = Field(default=[], description="existing runs to use (instead of or beside starts)")
+    trajectories: list[GivenTrajectory] = Field(
+        default=[], description="existing runs to use (instead of or beside starts)"
+    )
     runs_per_start: int = Field(2, description="independent runs per start", ge=1)
     steps: int = Field(200_000, description="steps per run", ge=1000)
-    dt_ps: float = Field(0.001, description="time step; at most 1 fs, because bonds are not constrained", gt=0, le=0.001)
+    dt_ps: float = Field(
+        0.001, description="time step; at most 1 fs, because bonds are not constrained", gt=0, le=0.001
+    )
     output_every: int = Field(200, description="steps between frames", ge=1)
     discard_ps: float = Field(10.0, description="equilibration left out of every run", ge=0)
     friction_time_ps: float = Field(1.0, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
+    held_out_fraction: float = Field(0.15, description="last part of every run, never trained on", gt=0, lt=0.9)
 
     @model_validator(mode="after")
     def _something(self) -> FineMdSettings:
@@ -61,11 +68,17 @@ class DrawSettings(Settings):
     points: int = Field(2048, description="coarse points per cycle turn", ge=64)
     final_points: int = Field(6144, description="coarse points of the final estimate, theta frozen", ge=64)
     draws_per_point: int = Field(128, description="draws at each point (Pareto k-hat needs 100)", ge=8)
-    bead_points: int = Field(1536, description="bead configurations whose free energy and mean force are estimated", ge=64)
+    bead_points: int = Field(
+        1536, description="bead configurations whose free energy and mean force are estimated", ge=64
+    )
     draws_per_bead_point: int = Field(64, description="draws at each of them", ge=8)
-    uniform_fraction: float = Field(0.25, description="part of the points drawn uniformly over the torsions", gt=0, le=1)
+    uniform_fraction: float = Field(
+        0.25, description="part of the points drawn uniformly over the torsions", gt=0, le=1
+    )
     coarse_fraction: float = Field(0.25, description="part of the points drawn from the coarse MD frames", ge=0, lt=1)
-    temperature_factor: float = Field(2.0, description="the rest is drawn from the surface at this times the temperature", ge=1)
+    temperature_factor: float = Field(
+        2.0, description="the rest is drawn from the surface at this times the temperature", ge=1
+    )
     cap_kT: float = Field(8.0, description="diagnostics are medians over points with f below this", gt=0)
     chunk: int = Field(4096, description="draws evaluated at once (bounds the memory)", ge=64)
 
@@ -89,6 +102,7 @@ class CycleSettings(Settings):
     members: int = Field(2, description="independent flows; their disagreement is part of the error", ge=1)
     min_turns: int = Field(2, description="turns before the loop may stop", ge=1)
     max_turns: int = Field(3, description="turns after which it stops anyway", ge=1)
+    later_turns: float = Field(0.5, description="training steps of later turns, as a part of the first turn's", gt=0)
     tolerance_kT: float = Field(0.1, description="stop when f moves less than this (RMSD below 8 kT)", gt=0)
     grid: int = Field(100, description="points per torsion of the reported surface", ge=12)
 

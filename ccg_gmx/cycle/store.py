@@ -1,12 +1,13 @@
 """Content-addressed results: a stage's key is the hash of all it depends on; its folder appears whole or not at all.
 
-A stage is a top-level function ``(folder, settings, inputs, seed, progress)`` that writes its result into ``folder``.
-It runs in a folder named ``.partial-...``, kept after a kill so that a training or an mdrun continues from its own
-checkpoint, and renamed to its final name when whole. Resuming a cycle is therefore nothing but looking keys up.
+A stage is a top-level function of one ``Work`` that writes its result into ``work.folder``. It runs in a folder named
+``.partial-...``, kept after a kill so that a training or an mdrun continues from its own checkpoint, and renamed to its
+final name when whole. Resuming a cycle is therefore nothing but looking keys up.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,10 +27,34 @@ from ccg_gmx.engine.parallel import run_all
 from ccg_gmx.errors import StoreError
 
 Progress = Callable[[int, int], None]
-StageFunction = Callable[[Path, dict[str, Any], dict[str, Path], int, Progress], None]
 
 PARTIAL = ".partial-"
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage function is given.
+
+    Attributes:
+        folder: where it writes; may hold checkpoints of an earlier, killed attempt.
+        settings: values the result depends on.
+        inputs: name -> folder of another stage, or a file.
+        seed: seed of all its random numbers.
+        context: values that change speed but no number (program paths, GPU flags); not part of the key.
+        progress: to be called with (done, total).
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    inputs: dict[str, Path]
+    seed: int
+    context: dict[str, Any]
+    progress: Progress
+
+
+StageFunction = Callable[[Work], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,7 @@ class Job:
         settings: JSON-able values the result depends on.
         inputs: name -> folder of another stage, or a file from outside.
         seed: seed of all its random numbers.
+        context: values that change no number; not part of the key.
     """
 
     name: str
@@ -49,6 +75,7 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Path] = field(default_factory=dict)
     seed: int = 0
+    context: dict[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -103,6 +130,8 @@ class Store:
                 with _watch([_partial(folder) for _, folder in missing], jobs[0].name, bar):
                     run_all(_run_one, tasks, self.workers)
             except OSError as error:
+                if error.errno not in _UNWRITABLE:
+                    raise
                 raise _unwritable(self.root, error) from None
         self.used.extend(folders)
         return folders
@@ -176,7 +205,7 @@ def _run_one(task: tuple[Job, str]) -> None:
             last[0] = now
             write_json(partial / "progress.json", {"done": done, "total": total, "wall_s": now - start})
 
-    job.function(partial, job.settings, job.inputs, job.seed, progress)
+    job.function(Work(partial, job.settings, job.inputs, job.seed, job.context, progress))
     (partial / "progress.json").unlink(missing_ok=True)
     record = {
         "name": job.name,

@@ -1,0 +1,156 @@
+"""Stages on real atoms: the system, its fine runs, and their frames in internal coordinates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ccg_gmx.cycle.store import Work, write_json
+from ccg_gmx.cycle.system import System
+from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.mdp import fine_run, minimise
+from ccg_gmx.engine.settings import EngineSettings
+from ccg_gmx.errors import TopologyError, TrajectoryError
+from ccg_gmx.molecule.structure import read_structure, write_structure
+from ccg_gmx.molecule.topology import check_cutoff, parse_tpr_dump, require_unconstrained
+from ccg_gmx.molecule.trajectory import make_whole, read_frames
+from ccg_gmx.records import CoarseSplit, FloatArray
+
+
+def find_gmx(work: Work) -> Gmx:
+    """Return the GROMACS of this machine, as the workflow's engine settings say."""
+    return Gmx.find(EngineSettings(**work.context.get("engine", {})))
+
+
+def make_system(work: Work) -> None:
+    """Resolve the topology through grompp and check that everything asked for exists.
+
+    Inputs: topology, structure. Writes system.tpr, system.dump, system.json, structure.npy.
+    """
+    gmx, settings, folder = find_gmx(work), work.settings, work.folder
+    temperature = settings["temperature_K"]
+    topology_file, structure_file = work.inputs["topology"], work.inputs["structure"]
+    mdp = fine_run(temperature, 1000, 1, output_every=100)
+    tpr = gmx.grompp(mdp, structure_file, topology_file, folder / "system.tpr", workdir=folder)
+    dump = gmx.dump(tpr)
+    topology = parse_tpr_dump(dump)
+    require_unconstrained(topology)
+    positions, box = read_structure(structure_file)
+    structure = make_whole(positions[None], box[None], topology.bonds)[0]
+    check_cutoff(topology, structure[None])
+    System.build(topology, structure, settings["beads"], settings["torsions"], temperature)
+    (folder / "system.dump").write_text(dump)
+    np.save(folder / "structure.npy", structure)
+    write_json(folder / "system.json", {key: settings[key] for key in ("beads", "torsions", "temperature_K")})
+
+
+def run_fine(work: Work) -> None:
+    """Run one short atomistic trajectory from a structure turned to the start's torsions and minimised.
+
+    Inputs: system, topology, structure. Writes run.trr (full precision) and GROMACS' own files.
+    """
+    gmx, settings, folder = find_gmx(work), work.settings, work.folder
+    system = System.load(work.inputs["system"])
+    topology_file = work.inputs["topology"]
+    start = turned_structure(system, settings["torsions"])
+    write_structure(folder / "start.gro", start, work.inputs["structure"])
+    tpr = gmx.grompp(minimise(), folder / "start.gro", topology_file, folder / "em.tpr", workdir=folder)
+    minimised = gmx.mdrun(tpr, folder, name="em")
+    mdp = fine_run(
+        system.temperature_K,
+        settings["steps"],
+        work.seed,
+        dt_ps=settings["dt_ps"],
+        output_every=settings["output_every"],
+        tau_t_ps=settings["friction_time_ps"],
+    )
+    tpr = folder / "run.tpr"
+    if not tpr.exists():
+        gmx.grompp(mdp, minimised.gro, topology_file, tpr, workdir=folder)
+    gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+
+
+def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:
+    """Return the structure ``[N, 3]`` nm with its coarse torsions set to the given degrees, all else kept."""
+    unknown = set(degrees) ^ set(system.torsion_names)
+    if unknown:
+        raise TopologyError(
+            f"a start names the torsions {sorted(degrees)}", expected=f"exactly {sorted(system.torsion_names)}"
+        )
+    coordinates = system.coordinates
+    structure = coordinates.relabel(torch.from_numpy(system.structure)[None])
+    _, b, y = coordinates.split(structure)
+    s = torch.tensor([[np.deg2rad(degrees[name]) for name in system.torsion_names]], dtype=torch.float64)
+    return coordinates.join(s, b, y)[0].numpy()
+
+
+def split_frames(work: Work) -> None:
+    """Bring all fine frames into internal coordinates; the last part of every run is held out for diagnostics.
+
+    Inputs: system, run0, run1, ... (fine runs) and given0, ... (a user's .trr) with tpr0, ... Writes split.npz, held_out.npz.
+    """
+    system = System.load(work.inputs["system"])
+    parts = []
+    for index in range(work.settings["runs"]):
+        trajectory = work.inputs[f"run{index}"] / "run.trr"
+        parts.append(_split_run(system, trajectory, work.settings["discard_ps"], 1))
+        work.progress(index + 1, work.settings["runs"])
+    for index, given in enumerate(work.settings["given"]):
+        _check_given(system, find_gmx(work), work.inputs[f"tpr{index}"])
+        parts.append(_split_run(system, work.inputs[f"given{index}"], given["start_ps"], given["stride"]))
+    held_from = [int(len(part[0]) * (1 - work.settings["held_out_fraction"])) for part in parts]
+    training = [tuple(array[:cut] for array in part) for part, cut in zip(parts, held_from, strict=True)]
+    held = [tuple(array[cut:] for array in part) for part, cut in zip(parts, held_from, strict=True)]
+    save_split(work.folder / "split.npz", training)
+    save_split(work.folder / "held_out.npz", held)
+
+
+def _split_run(system: System, trajectory: Path, start_ps: float, stride: int) -> tuple[FloatArray, ...]:
+    """Return s, b, y, u of one trajectory."""
+    frames = read_frames(trajectory, len(system.topology.names), start_ps=start_ps, stride=stride)
+    if len(frames.positions) < 20:
+        raise TrajectoryError(f"{trajectory} has {len(frames.positions)} frames to use", expected="at least 20")
+    positions = make_whole(frames.positions, frames.box, system.topology.bonds)
+    with torch.no_grad():
+        relabelled = system.coordinates.relabel(torch.from_numpy(positions))
+        s, b, y = system.coordinates.split(relabelled)
+        outside = ~system.coordinates.in_support(y)
+        if outside.any():
+            raise TrajectoryError(
+                f"{int(outside.sum())} of {len(y)} frames of {trajectory} leave the states of the starting structure "
+                "(handedness, cis/trans)",
+                expected="frames in one state",
+                remedy="`ccg report` lists the states that are held; put slow ones into the coarse torsions",
+            )
+        u = system.target()(s, b, y)
+    return s.numpy(), b.numpy(), y.numpy(), u.numpy()
+
+
+def _check_given(system: System, gmx: Gmx, tpr: Path) -> None:
+    """A user's trajectory must come from the same molecule and temperature, without constraints."""
+    theirs = parse_tpr_dump(gmx.dump(tpr))
+    require_unconstrained(theirs)
+    if len(theirs.names) != len(system.topology.names):
+        raise TopologyError(
+            f"{tpr} has {len(theirs.names)} atoms", expected=f"{len(system.topology.names)}, as the topology"
+        )
+    if abs(theirs.run.temperature_K - system.temperature_K) > 1e-6:
+        raise TopologyError(
+            f"{tpr} was run at {theirs.run.temperature_K} K",
+            expected=f"{system.temperature_K} K, the workflow's temperature_K",
+        )
+
+
+def save_split(path: Path, parts: list[tuple[FloatArray, ...]]) -> None:
+    """Write the runs' (s, b, y, u) one after the other, with the run's index."""
+    s, b, y, u = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    run = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    np.savez(path, s=s, b=b, y=y, u=u, run=run)
+
+
+def load_split(path: Path) -> CoarseSplit:
+    """Read what ``save_split`` wrote."""
+    with np.load(path, allow_pickle=False) as data:
+        return CoarseSplit(data["s"], data["b"], data["y"], data["u"], data["run"].astype(np.int64))

@@ -1,0 +1,61 @@
+"""From the folders of a finished run to the data of its report."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ccg_gmx.cycle.stages.coarse import coarse_surface, load_coarse_run
+from ccg_gmx.cycle.stages.learn import load_draws
+from ccg_gmx.cycle.summary import Results, restored_distributions
+from ccg_gmx.free_energy.reference import load_reference
+from ccg_gmx.free_energy.surface import load_surface
+from ccg_gmx.potential.coarse import CoarsePotential
+from ccg_gmx.records import FloatArray, ReportData
+
+
+def gather(results: Results, summary: dict[str, object]) -> ReportData:
+    """Load everything the report shows.
+
+    Args:
+        results: folders of the final stages.
+        summary: content of summary.json.
+    """
+    workflow = results.workflow
+    surface = load_surface(results.surface / "surface.npz")
+    potential = CoarsePotential.load(results.coarse_fit / "potential.npz")
+    coarse = coarse_surface(load_coarse_run(results.coarse), surface, workflow.coarse_md.kde_degrees)
+    return ReportData(
+        summary=summary,
+        surface=surface,
+        reference=load_reference(workflow.reference).surface if workflow.reference else None,
+        coarse_surface=coarse,
+        losses=_losses(results),
+        log_w=np.concatenate([load_draws(folder).log_w for folder in results.draws]),
+        distributions=restored_distributions(results),
+        turns=[turn.row() for turn in results.turns],
+        coarse_terms=_terms(potential),
+        coarse_map=potential.grid(workflow.cycle.grid),
+    )
+
+
+def _losses(results: Results) -> dict[str, FloatArray]:
+    """Loss curves of the first member: likelihood training, then every turn's training with energies."""
+    curves: dict[str, FloatArray] = {}
+    folders = [folder for folder in results.used if folder.name.startswith(("likelihood-", "energy-"))]
+    turn = 0
+    for folder in folders[:: results.workflow.cycle.members]:
+        stage = folder.name.split("-")[0]
+        prefix = stage if stage == "likelihood" else f"energy turn {turn}"
+        turn += stage == "energy"
+        with np.load(folder / "losses.npz", allow_pickle=False) as data:
+            curves.update({f"{prefix} {name}": data[name] for name in data.files if data[name].size > 1})
+    return curves
+
+
+def _terms(potential: CoarsePotential) -> dict[str, tuple[FloatArray, FloatArray]]:
+    tables = {}
+    for index, term in enumerate(potential.basis.terms):
+        margin = 0.2 * (term.hi - term.lo)
+        grid = np.linspace(term.lo - margin, term.hi + margin, 200)
+        tables[term.coordinate.name] = (grid, potential.term_table(index, grid)[0])
+    return tables

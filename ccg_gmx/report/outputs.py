@@ -1,0 +1,138 @@
+"""What a finished run leaves in its folder, beside the stages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ccg_gmx.cycle.config import Workflow
+from ccg_gmx.cycle.store import code_version, file_hash, read_json, write_json
+from ccg_gmx.cycle.summary import Results, Turn
+from ccg_gmx.errors import StoreError
+from ccg_gmx.free_energy.reference import load_reference
+from ccg_gmx.free_energy.surface import load_surface, save_surface, write_plumed_grid
+from ccg_gmx.report.gather import gather
+from ccg_gmx.report.html import build_report
+from ccg_gmx.report.plots import plot_surface
+
+_PACKAGES = ("numpy", "scipy", "torch", "MDAnalysis", "pydantic", "matplotlib")
+
+
+def make_manifest(workflow: Workflow, gmx_version: str, command: list[str]) -> dict[str, Any]:
+    """Return versions, seeds, input hashes and the command of a run."""
+    inputs = {"topology": workflow.topology, "structure": workflow.structure, "reference": workflow.reference}
+    return {
+        "command": command,
+        "code": code_version(),
+        "versions": {
+            "python": platform.python_version(),
+            "gmx": gmx_version,
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "seed": workflow.seed,
+        "inputs": {
+            name: {"file": path.name, "sha256": file_hash(path)} for name, path in inputs.items() if path is not None
+        },
+        "workflow": workflow.model_dump(mode="json"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_outputs(results: Results, summary: dict[str, Any], manifest: dict[str, Any], folder: Path) -> None:
+    """Write surface files, force field, restored frames, summary and report; each appears whole.
+
+    Args:
+        results: folders of the final stages.
+        summary: content of summary.json.
+        manifest: content of manifest.json.
+        folder: the run folder.
+    """
+    surface = load_surface(results.surface / "surface.npz")
+    reference = load_reference(results.workflow.reference).surface if results.workflow.reference else None
+    _whole(folder / "fes.npz", lambda path: save_surface(surface, path))
+    _whole(folder / "fes.dat", lambda path: write_plumed_grid(surface, path))
+    _whole(folder / "fes.png", lambda path: plot_surface(surface, path, reference))
+    _replace_folder(results.coarse_fit / "forcefield", folder / "forcefield")
+    _replace_folder(results.restored / "restored", folder / "restored")
+    write_json(folder / "results.json", _pack(results, folder))
+    write_json(folder / "summary.json", summary)
+    build_report(gather(results, summary), manifest, folder / "report.html")
+
+
+def rebuild_report(folder: Path) -> Path:
+    """Build report.html again from a finished run.
+
+    Raises:
+        StoreError: if the run is not finished.
+    """
+    missing = [name for name in ("results.json", "summary.json", "manifest.json") if not (folder / name).is_file()]
+    if missing:
+        raise StoreError(
+            f"{folder} has no {missing[0]}",
+            expected="the folder of a finished run",
+            remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
+        )
+    manifest = read_json(folder / "manifest.json")
+    results = _unpack(read_json(folder / "results.json"), Workflow.model_validate(manifest["workflow"]), folder)
+    build_report(gather(results, read_json(folder / "summary.json")), manifest, folder / "report.html")
+    return folder / "report.html"
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name with the same ending, then rename."""
+    partial = path.with_name(f".partial-{path.name}")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+
+
+_FOLDERS = ("system", "split", "surface", "coarse_fit", "coarse", "restored")
+_LISTS = ("flows", "draws", "used")
+
+
+def _pack(results: Results, folder: Path) -> dict[str, Any]:
+    """Paths relative to the run folder, so that it can be moved."""
+    stages = folder / "stages"
+    packed: dict[str, Any] = {name: getattr(results, name).relative_to(stages).as_posix() for name in _FOLDERS}
+    packed |= {name: [path.relative_to(stages).as_posix() for path in getattr(results, name)] for name in _LISTS}
+    packed["turns"] = [{**vars(turn), "surface": turn.surface.name} for turn in results.turns]
+    return packed
+
+
+def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results:
+    stages = folder / "stages"
+    single = {name: stages / packed[name] for name in _FOLDERS}
+    lists = {name: [stages / path for path in packed[name]] for name in _LISTS}
+    turns = [Turn(**{**turn, "surface": stages / turn["surface"]}) for turn in packed["turns"]]
+    return Results(
+        workflow=workflow,
+        **single,
+        flows=lists["flows"],
+        draws=lists["draws"],
+        used=tuple(lists["used"]),
+        turns=turns,
+    )
+
+
+def command_line() -> list[str]:
+    """Return the command that started this process."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
