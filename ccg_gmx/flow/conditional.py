@@ -28,9 +28,10 @@ class FlowSettings(Settings):
     couplings: int = Field(4, ge=0, description="Spline coupling layers between the Gaussian base and the affine map.")
     bins: int = Field(8, ge=2, le=200, description="Bins of every rational-quadratic spline.")
     bound: float = Field(5.0, gt=0, description="Half length of a coupling spline's interval, in standard deviations.")
-    width: int = Field(64, ge=1, description="Hidden width of the conditioners.")
+    width: int = Field(64, ge=2, description="Hidden width of the affine maps' conditioners.")
+    coupling_width: int = Field(32, ge=2, description="Hidden width of the couplings' conditioners.")
     depth: int = Field(2, ge=1, description="Hidden layers of the conditioners.")
-    circle_width: int = Field(32, ge=1, description="Hidden width of the conditioners of circular coordinates.")
+    circle_width: int = Field(32, ge=2, description="Hidden width of the conditioners of circular coordinates.")
     harmonics: int = Field(4, ge=1, description="Fourier harmonics of each coarse torsion shown to the conditioners.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights and of the coupling masks.")
 
@@ -116,11 +117,11 @@ class ConditionalFlow(nn.Module):
         like = self.line.mean
         circles = torch.rand(self.n_circles, batch, generator=generator, dtype=like.dtype, device=like.device)
         lines = torch.randn(self.n_lines, batch, generator=generator, dtype=like.dtype, device=like.device)
-        return torch.cat([(2.0 * circles - 1.0) * math.pi, lines])[self.restore]
+        return torch.cat([(2.0 * circles - 1.0) * math.pi, lines]).index_select(0, self.restore)
 
     def push(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Map base noise ``[n, B]`` to coordinates ``[n, B]`` (nm, radians) and their log-density ``[B]``."""
-        circles, lines = z[self.order].split([self.n_circles, self.n_lines])
+        circles, lines = z.index_select(0, self.order).split([self.n_circles, self.n_lines])
         log_q = self._log_base - 0.5 * lines.square().sum(0)
         if self.n_circles:
             circles, log_det = self.circle.push(circles, context)
@@ -134,11 +135,11 @@ class ConditionalFlow(nn.Module):
             lines, affine_det = self.affine.push(lines, context)
             lines, line_det = self.line.push(lines)
             log_q = log_q - affine_det - line_det
-        return torch.cat([circles, lines])[self.restore], log_q
+        return torch.cat([circles, lines]).index_select(0, self.restore), log_q
 
     def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """Return ln q ``[B]`` of coordinates x ``[n, B]`` (nm, radians); -inf outside the support."""
-        circles, lines = x[self.order].split([self.n_circles, self.n_lines])
+        circles, lines = x.index_select(0, self.order).split([self.n_circles, self.n_lines])
         log_q = torch.full_like(context[0], self._log_base)
         if self.n_circles:
             circles = self._unit_circle(circles)
@@ -165,7 +166,7 @@ class ConditionalFlow(nn.Module):
 
         A value outside its support counts as the centre of the training data; its own density is zero anyway.
         """
-        circles, lines = x[self.order].split([self.n_circles, self.n_lines])
+        circles, lines = x.index_select(0, self.order).split([self.n_circles, self.n_lines])
         w, _ = self.line.pull(torch.where(self.line.contains(lines), lines, self._inner_point()))
         return torch.cat([w, circle_features(self._unit_circle(circles))])
 
@@ -179,7 +180,7 @@ class ConditionalFlow(nn.Module):
         self.check_support(x)
         if not self.n_lines:
             return
-        w = self.line.fit(x[self.order][self.n_circles :])
+        w = self.line.fit(x.index_select(0, self.order)[self.n_circles :])
         # A ridge keeps the covariance positive definite when there are fewer frames than coordinates.
         ridge = min(1.0, 1e-6 + 0.5 * self.n_lines / w.shape[1])
         covariance = (1.0 - ridge) * (w @ w.T / w.shape[1])
@@ -192,8 +193,8 @@ class ConditionalFlow(nn.Module):
         Raises:
             TrajectoryError: a value lies outside the support of its coordinate, or is not finite.
         """
-        finite = torch.isfinite(x[self.order])
-        inside = torch.cat([finite[: self.n_circles], self.line.contains(x[self.order][self.n_circles :])]) & finite
+        finite = torch.isfinite(x.index_select(0, self.order))
+        inside = torch.cat([finite[: self.n_circles], self.line.contains(x.index_select(0, self.order)[self.n_circles :])]) & finite
         bad = (~inside).nonzero()
         if len(bad):
             row, frame = (int(v) for v in bad[0])
@@ -228,7 +229,7 @@ def _couplings(n: int, n_context: int, settings: FlowSettings, generator: torch.
                 n_context,
                 bins=settings.bins,
                 bound=settings.bound,
-                width=settings.width,
+                width=settings.coupling_width,
                 depth=settings.depth,
                 generator=generator,
             )

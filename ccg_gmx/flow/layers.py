@@ -19,35 +19,49 @@ from ccg_gmx.molecule.coordinate import Coordinate
 Mapped = tuple[Tensor, Tensor]
 
 
-class Linear(nn.Module):
-    """Batch-last affine map ``W x + b`` with W from an explicit generator, or zero."""
-
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator | None) -> None:
-        super().__init__()
-        weight = torch.zeros(n_out, n_in, dtype=torch.float64)
-        if generator is not None:
-            weight.normal_(std=1.0 / math.sqrt(max(n_in, 1)), generator=generator)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(n_out, 1, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[n_in, B]`` to ``[n_out, B]``."""
-        return torch.addmm(self.bias, self.weight, x)
+def _weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Parameter:
+    weight = torch.empty(n_out, n_in, dtype=torch.float64)
+    return nn.Parameter(weight.normal_(std=1.0 / math.sqrt(max(n_in, 1)), generator=generator))
 
 
 class Trunk(nn.Module):
-    """Hidden layers of a perceptron, SiLU activation."""
+    """Hidden layers of a perceptron, SiLU activation; the last unit is the constant 1, so that heads need no bias.
+
+    Args:
+        n_in: inputs.
+        width: hidden width, the constant included.
+        depth: hidden layers.
+        generator: source of the initial weights.
+    """
 
     def __init__(self, n_in: int, width: int, depth: int, generator: torch.Generator) -> None:
         super().__init__()
-        sizes = [n_in] + [width] * depth
-        self.layers = nn.ModuleList(Linear(a, b, generator) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        sizes = [n_in] + [width] * (depth - 1) + [width - 1]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.weights = nn.ParameterList(_weight(n_out, n_in, generator) for n_in, n_out in pairs)
+        self.biases = nn.ParameterList(torch.zeros(n_out, 1, dtype=torch.float64) for _, n_out in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[n_in, B]`` to ``[width, B]``."""
-        for layer in self.layers:
-            x = functional.silu(layer(x))
-        return x
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = functional.silu(torch.addmm(bias, weight, x))
+        return torch.cat([x, torch.ones_like(x[:1])])
+
+
+class Head(nn.Module):
+    """Last, linear layer on a trunk, zero at the start; its last column multiplies the trunk's constant unit."""
+
+    def __init__(self, width: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_out, width, dtype=torch.float64))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map ``[width, B]`` to ``[n_out, B]``."""
+        return self.weight @ hidden
+
+    def set_constant(self, value: Tensor) -> None:
+        """Make the output ``value [n_out]`` when all other weights are zero."""
+        self.weight[:, -1] = value
 
 
 class RealLine(nn.Module):
@@ -155,10 +169,10 @@ class ConditionalAffine(nn.Module):
         self.n = n
         self.padded, self.levels = halvings(n)
         self.trunk = Trunk(n_context, width, depth, generator)
-        self.shift = Linear(width, n, None)
-        self.log_scale = Linear(width, n, None)
+        self.shift = Head(width, n)
+        self.log_scale = Head(width, n)
         sizes = [self.padded // block * top * bottom for block, _, top, bottom in self.levels]
-        self.lower = nn.ModuleList(Linear(width, size, None) for size in sizes)
+        self.lower = nn.ModuleList(Head(width, size) for size in sizes)
 
     def _shear(self, v: Tensor, level: int, hidden: Tensor, sign: float) -> Tensor:
         """Add sign times A times the top rows of each block of v ``[padded, B]`` to its bottom rows."""
@@ -195,7 +209,7 @@ class ConditionalAffine(nn.Module):
         lower = torch.eye(self.padded, dtype=torch.float64, device=covariance.device)
         lower[: self.n, : self.n] = torch.linalg.cholesky(covariance.to(torch.float64))
         diagonal = lower.diagonal()
-        self.log_scale.bias.copy_(torch.log(diagonal[: self.n]).view(-1, 1))
+        self.log_scale.set_constant(torch.log(diagonal[: self.n]))
         unit = lower / diagonal
         for head, (block, start, top, bottom) in zip(self.lower, self.levels, strict=True):
             first = torch.arange(0, self.padded, block).view(-1, 1) + start
@@ -203,7 +217,7 @@ class ConditionalAffine(nn.Module):
             below = first + top + torch.arange(bottom)
             p = unit[above.unsqueeze(2), above.unsqueeze(1)]
             c = unit[below.unsqueeze(2), above.unsqueeze(1)]
-            head.bias.copy_(torch.linalg.solve_triangular(p, c, upper=False, left=False).reshape(-1, 1))
+            head.set_constant(torch.linalg.solve_triangular(p, c, upper=False, left=False).flatten())
 
 
 class SplineCoupling(nn.Module):
@@ -243,13 +257,13 @@ class SplineCoupling(nn.Module):
         self.register_buffer("restore", torch.argsort(torch.cat([kept, moved])))
         self.bound, self.rows = bound, 3 * bins - 1
         self.trunk = Trunk(len(kept) + n_context, width, depth, generator)
-        self.head = Linear(width, self.rows * len(moved), None)
+        self.head = Head(width, self.rows * len(moved))
 
     def _map(self, x: Tensor, context: Tensor, inverse: bool) -> Mapped:
-        kept = x[self.kept]
+        kept = x.index_select(0, self.kept)
         raw = self.head(self.trunk(torch.cat([kept, context]))).view(self.rows, len(self.moved), -1)
-        y, log_slope = linear_tail_spline(x[self.moved], raw, self.bound, inverse)
-        return torch.cat([kept, y])[self.restore], log_slope.sum(0)
+        y, log_slope = linear_tail_spline(x.index_select(0, self.moved), raw, self.bound, inverse)
+        return torch.cat([kept, y]).index_select(0, self.restore), log_slope.sum(0)
 
     def push(self, z: Tensor, context: Tensor) -> Mapped:
         """Map ``[n, B]`` towards the coordinates."""
@@ -280,7 +294,7 @@ class CircularAutoregressive(nn.Module):
     def __init__(self, n: int, n_context: int, bins: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.trunks = nn.ModuleList(Trunk(n_context + 4 * i, width, 1, generator) for i in range(n))
-        self.heads = nn.ModuleList(Linear(width, 3 * bins + 1, None) for _ in range(n))
+        self.heads = nn.ModuleList(Head(width, 3 * bins + 1) for _ in range(n))
 
     def _parameters_of(self, i: int, context: Tensor, before: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return rotation ``[1, B]`` and raw spline parameters ``[3 bins, 1, B]`` of angle i."""

@@ -41,11 +41,9 @@ def linear_tail_spline(x: Tensor, raw: Tensor, bound: float, inverse: bool = Fal
     Returns:
         Mapped values ``[D, B]`` and ln of the derivative of the map that was applied ``[D, B]``.
     """
-    bins = (raw.shape[0] + 1) // 3
-    slopes = functional.pad(raw[2 * bins :], (0, 0, 0, 0, 1, 1))
     inside = x.abs() < bound
     # Points on the tails take part as zero, where value and derivative are finite, and are replaced after.
-    y, log_slope = _spline(torch.where(inside, x, 0.0), raw[:bins], raw[bins : 2 * bins], slopes, bound, inverse)
+    y, log_slope = _spline(torch.where(inside, x, 0.0), raw, bound, inverse)
     return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
 
 
@@ -60,80 +58,92 @@ def circular_spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tens
     Returns:
         Mapped values ``[D, B]`` and ln of the derivative of the map that was applied ``[D, B]``.
     """
-    bins = raw.shape[0] // 3
-    slopes = torch.cat([raw[2 * bins :], raw[2 * bins : 2 * bins + 1]])
-    return _spline(x, raw[:bins], raw[bins : 2 * bins], slopes, math.pi, inverse)
+    return _spline(x, raw, math.pi, inverse)
 
 
-def _spline(x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor, bound: float, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Map ``[D, B]`` by splines given by raw widths and heights ``[K, D, B]`` and raw slopes ``[K + 1, D, B]``."""
-    source, target = (heights, widths) if inverse else (widths, heights)
-    near, near_size, far, far_size, index = _SelectBin.apply(x, source, target, bound)
-    raw_left, raw_right = slopes.gather(0, torch.stack([index, index + 1])).unbind(0)
+def _spline(x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Map ``[D, B]`` inside [-bound, bound] by the splines of raw parameters ``[3 K - 1 or 3 K, D, B]``."""
+    start, width, floor, height, raw_left, raw_right = _SelectBin.apply(x, raw, bound, inverse)
     left = MIN_SLOPE + functional.softplus(raw_left + SLOPE_OFFSET)
     right = MIN_SLOPE + functional.softplus(raw_right + SLOPE_OFFSET)
-    if inverse:
-        t = _solve_bin(x - near, near_size, near_size / far_size, left, right)
-        slope_mean = near_size / far_size
-    else:
-        t = (x - near) / near_size
-        slope_mean = far_size / near_size
+    mean = height / width
+    bend = left + right - 2.0 * mean
+    t = _solve_bin(x - floor, height, mean, left, bend) if inverse else (x - start) / width
     rest = 1.0 - t
     between = t * rest
-    denominator = slope_mean + (left + right - 2.0 * slope_mean) * between
-    numerator = right * t.square() + 2.0 * slope_mean * between + left * rest.square()
-    log_slope = 2.0 * torch.log(slope_mean / denominator) + torch.log(numerator)
+    denominator = mean + bend * between
+    numerator = right * t.square() + 2.0 * mean * between + left * rest.square()
+    log_slope = torch.log(numerator * (mean / denominator).square())
     if inverse:
-        return far + far_size * t, -log_slope
-    return far + far_size * (slope_mean * t.square() + left * between) / denominator, log_slope
+        return start + width * t, -log_slope
+    return floor + height * (mean * t.square() + left * between) / denominator, log_slope
 
 
-def _solve_bin(y: Tensor, height: Tensor, slope_mean: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _solve_bin(y: Tensor, height: Tensor, mean: Tensor, left: Tensor, bend: Tensor) -> Tensor:
     """Return the fraction t of the bin at which the spline reaches y above its lower knot (all ``[D, B]``)."""
-    bend = y * (left + right - 2.0 * slope_mean)
-    a = height * (slope_mean - left) + bend
+    bend = y * bend
+    a = height * (mean - left) + bend
     b = height * left - bend
-    c = -slope_mean * y
+    c = mean * y
     # This form of the root has no cancellation for either sign of a (Durkan et al., appendix A.3).
-    return 2.0 * c / (-b - torch.sqrt(b.square() - 4.0 * a * c))
+    return 2.0 * c / (b + torch.sqrt(b.square() + 4.0 * a * c))
 
 
 class _SelectBin(torch.autograd.Function):
-    """Knot and size, on both axes, of the bin that each value falls into.
+    """Knots, sizes and raw slopes of the bin that each value falls into.
 
-    One function with a derivative by hand, because autograd would write a ``[K, D, B]`` array of mostly zeros for each
-    of the gathered quantities; the knots of a softmax partition have a closed derivative instead.
+    One function with a derivative by hand: autograd would write a ``[K, D, B]`` array of mostly zeros for each of the
+    gathered quantities, while the knots of a softmax partition have a closed derivative.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor, bound: float) -> tuple[Tensor, ...]:
-        """Return near knot, near size, far knot, far size and bin index, all ``[D, B]``."""
-        bins = source.shape[0]
-        span = 2.0 * bound
-        near_part, far_part = torch.softmax(source, 0), torch.softmax(target, 0)
-        scale, floor = span * (1.0 - bins * MIN_SIZE), span * MIN_SIZE
-        near_sum, far_sum = torch.cumsum(near_part, 0), torch.cumsum(far_part, 0)
-        count = torch.arange(1, bins, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-        knots = near_sum[:-1] * scale + (count * floor - bound)
-        index = (x >= knots).view(torch.uint8).sum(0, dtype=torch.uint8).to(torch.int64).unsqueeze(0)
-        found = []
-        for part, total in ((near_part, near_sum), (far_part, far_sum)):
+    def forward(ctx: Any, x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor, ...]:
+        """Return left knot, width, lower knot, height, raw left and right slope, all ``[D, B]``."""
+        bins = (raw.shape[0] + 1) // 3
+        scale, floor = 2.0 * bound * (1.0 - bins * MIN_SIZE), 2.0 * bound * MIN_SIZE
+        parts = [torch.softmax(raw[:bins], 0), torch.softmax(raw[bins : 2 * bins], 0)]
+        sums = [torch.cumsum(part, 0) for part in parts]
+        below = torch.arange(1, bins, dtype=x.dtype, device=x.device).view(-1, 1, 1) * floor - bound
+        above_knot = x >= torch.add(below, sums[inverse][:-1], alpha=scale)
+        index = above_knot.view(torch.uint8).sum(0, keepdim=True, dtype=torch.uint8).to(torch.int64)
+        results = []
+        for part, total in zip(parts, sums, strict=True):
             size = part.gather(0, index)[0]
-            below = total.gather(0, index)[0] - size
-            found += [below * scale + (index[0] * floor - bound), size * scale + floor]
-        ctx.save_for_backward(near_part, far_part, index)
-        ctx.scale = scale
-        ctx.mark_non_differentiable(index[0])
-        return (*found, index[0])
+            results += [(total.gather(0, index)[0] - size) * scale + (index[0] * floor - bound), size * scale + floor]
+        rows = _slope_rows(index, raw.shape[0], bins)
+        for row, known in rows:
+            slope = raw.gather(0, row)[0]
+            results.append(slope if known is None else slope.masked_fill(known[0], 0.0))
+        ctx.save_for_backward(*parts, *sums, index)
+        ctx.scale, ctx.n_raw = scale, raw.shape[0]
+        return tuple(results)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Derivative by the raw source and target; x only chooses the bin."""
-        near_part, far_part, index = ctx.saved_tensors
-        bins = torch.arange(near_part.shape[0], device=index.device).view(-1, 1, 1)
-        below, here = bins < index, bins == index
-        result = []
-        for part, knot_grad, size_grad in ((near_part, grads[0], grads[1]), (far_part, grads[2], grads[3])):
-            by_part = torch.where(below, knot_grad, torch.where(here, size_grad, 0.0)).mul_(part)
-            result.append(by_part.addcmul_(part, by_part.sum(0), value=-1.0).mul_(ctx.scale))
-        return None, result[0], result[1], None
+        """Derivative by the raw parameters; x only chooses the bin."""
+        *tables, index = ctx.saved_tensors
+        bins = tables[0].shape[0]
+        below = torch.arange(bins, device=index.device).view(-1, 1, 1) < index
+        by_raw = torch.empty(ctx.n_raw, *index.shape[1:], dtype=grads[0].dtype, device=index.device)
+        for i in range(2):
+            part, total = tables[i], tables[2 + i]
+            by_knot, by_size = grads[2 * i] * ctx.scale, grads[2 * i + 1] * ctx.scale
+            # d part_j / d raw_l = part_j (delta_jl - part_l); the knot is the sum of the parts below, the size one part.
+            size = part.gather(0, index)[0]
+            mean = by_knot * (total.gather(0, index)[0] - size) + by_size * size
+            out = by_raw[i * bins : (i + 1) * bins]
+            torch.mul(part, torch.where(below, by_knot - mean, -mean), out=out)
+            out.scatter_(0, index, (size * (by_size - mean)).unsqueeze(0))
+        by_raw[2 * bins :].zero_()
+        for (row, known), grad in zip(_slope_rows(index, ctx.n_raw, bins), grads[4:], strict=True):
+            by_raw.scatter_add_(0, row, (grad if known is None else grad.masked_fill(known[0], 0.0)).unsqueeze(0))
+        return None, by_raw, None, None
+
+
+def _slope_rows(index: Tensor, n_raw: int, bins: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Return, for both ends of bin ``index [1, D, B]``, the row of its slope in raw and where the slope is fixed to 1."""
+    if n_raw == 3 * bins:
+        return [(2 * bins + index, None), (2 * bins + (index + 1) % bins, None)]
+    first, last = index == 0, index == bins - 1
+    return [((2 * bins - 1 + index).masked_fill_(first, 2 * bins), first), ((2 * bins + index).masked_fill_(last, 2 * bins), last)]
