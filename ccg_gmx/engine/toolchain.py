@@ -187,7 +187,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def _run(command: Sequence[str], timeout_s: float = _QUICK_S) -> subprocess.CompletedProcess[str] | None:
+def _run(command: Sequence[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str] | None:
     """Run a program to its end; None when it cannot be started or takes too long."""
     try:
         return subprocess.run(
@@ -196,7 +196,7 @@ def _run(command: Sequence[str], timeout_s: float = _QUICK_S) -> subprocess.Comp
             encoding="utf-8",
             errors="replace",
             stdin=subprocess.DEVNULL,
-            timeout=timeout_s,
+            timeout=_QUICK_S if timeout_s is None else timeout_s,
             check=False,
             env={**os.environ, "LC_ALL": "C"},
         )
@@ -237,11 +237,12 @@ def _mdanalysis() -> _Finding:
 
 def _gmxapi() -> _Finding:
     # In a child: against the wrong GROMACS its import can end the process, and with some MPI builds it starts MPI.
-    result = _run([sys.executable, "-c", "import gmxapi; print(gmxapi.__version__)"], _SLOW_S)
+    # -P: a folder of that name where the user happens to stand is not the module.
+    result = _run([sys.executable, "-P", "-c", "import gmxapi; print(gmxapi.__version__)"], _SLOW_S)
     if result is None:
         return _Finding(False, detail="its import does not end")
     if result.returncode == 0:
-        return _Finding(True, result.stdout.strip().splitlines()[-1], "importable")
+        return _Finding(True, "".join(result.stdout.strip().splitlines()[-1:]), "importable")
     if "No module named 'gmxapi'" in result.stderr:
         return _Finding(False, detail="not installed")
     reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
