@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -25,15 +27,21 @@ CIRCLE_SUPPORTS = ("circle", "rotor")
 class FlowSettings(Settings):
     """Shape of both levels of the flow."""
 
-    couplings: int = Field(4, ge=0, description="Spline coupling layers between the Gaussian base and the affine map.")
-    bins: int = Field(8, ge=2, le=200, description="Bins of every rational-quadratic spline.")
-    bound: float = Field(5.0, gt=0, description="Half length of a coupling spline's interval, in standard deviations.")
-    width: int = Field(64, ge=2, description="Hidden width of the affine maps' conditioners.")
-    coupling_width: int = Field(32, ge=2, description="Hidden width of the couplings' conditioners.")
-    depth: int = Field(2, ge=1, description="Hidden layers of the conditioners.")
-    circle_width: int = Field(32, ge=2, description="Hidden width of the conditioners of circular coordinates.")
-    harmonics: int = Field(4, ge=1, description="Fourier harmonics of each coarse torsion shown to the conditioners.")
-    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the coupling masks.")
+    couplings: int = Field(
+        default=4, ge=0, description="Spline coupling layers between the Gaussian base and the affine map."
+    )
+    bins: int = Field(default=8, ge=2, le=200, description="Bins of every rational-quadratic spline.")
+    bound: float = Field(
+        default=5.0, gt=0, description="Half length of a coupling spline's interval, in standard deviations."
+    )
+    width: int = Field(default=64, ge=2, description="Hidden width of the affine maps' conditioners.")
+    coupling_width: int = Field(default=32, ge=2, description="Hidden width of the couplings' conditioners.")
+    depth: int = Field(default=2, ge=1, description="Hidden layers of the conditioners.")
+    circle_width: int = Field(default=32, ge=2, description="Hidden width of the conditioners of circular coordinates.")
+    harmonics: int = Field(
+        default=4, ge=1, description="Fourier harmonics of each coarse torsion shown to the conditioners."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of the coupling masks.")
 
 
 class TorsionFeatures(nn.Module):
@@ -100,7 +108,9 @@ class ConditionalFlow(nn.Module):
                 self.n_circles, n_context, settings.bins, settings.circle_width, generator
             )
         n_context += 4 * self.n_circles
-        self.couplings = nn.ModuleList(_couplings(self.n_lines, n_context, settings, generator))
+        self.couplings: Sequence[SplineCoupling] = cast(
+            Sequence[SplineCoupling], nn.ModuleList(_couplings(self.n_lines, n_context, settings, generator))
+        )
         if self.n_lines:
             self.affine = ConditionalAffine(self.n_lines, n_context, settings.width, settings.depth, generator)
 
@@ -194,13 +204,17 @@ class ConditionalFlow(nn.Module):
             TrajectoryError: a value lies outside the support of its coordinate, or is not finite.
         """
         finite = torch.isfinite(x.index_select(0, self.order))
-        inside = torch.cat([finite[: self.n_circles], self.line.contains(x.index_select(0, self.order)[self.n_circles :])]) & finite
+        inside = (
+            torch.cat([finite[: self.n_circles], self.line.contains(x.index_select(0, self.order)[self.n_circles :])])
+            & finite
+        )
         bad = (~inside).nonzero()
         if len(bad):
             row, frame = (int(v) for v in bad[0])
-            c = self.coordinates[int(self.order[row])]
+            index = int(self.order[row])
+            c = self.coordinates[index]
             raise TrajectoryError(
-                f"{c.name} is {float(x[self.order[row], frame]):.6g} in training frame {frame} ({len(bad)} such values)",
+                f"{c.name} is {float(x[index, frame]):.6g} in training frame {frame} ({len(bad)} such values)",
                 expected=f"a value inside its support ({c.support}, {_interval(c)})",
                 remedy="check that topology and trajectory belong together, or widen the support of this coordinate",
             )
@@ -262,6 +276,11 @@ class LadderFlow(nn.Module):
         self.rest = ConditionalFlow(n_features + self.beads.n_features, self.y, self.settings, generator)
         self.register_buffer("fitted", torch.tensor(False))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of parameters, noise and densities."""
+        return self.rest.line.mean.dtype
+
     def _rest_context(self, s_features: Tensor, b: Tensor) -> Tensor:
         return torch.cat([s_features, self.beads.describe(b)])
 
@@ -321,11 +340,11 @@ class LadderFlow(nn.Module):
         return self.beads.log_prob(b.T, self.features(s.T))
 
     def log_prob_rest(self, y: Tensor, s: Tensor, b: Tensor) -> Tensor:
-        """Return ln q(y | s, b) ``[B]`` of y ``[B, n_y]`` at s ``[B, n_s]``, b ``[B, n_b]``; -inf outside the support."""
+        """Return ln q(y | s, b) ``[B]`` of y ``[B, n_y]`` at s ``[B, n_s]``, b ``[B, n_b]``; -inf off the support."""
         return self.rest.log_prob(y.T, self._rest_context(self.features(s.T), b.T))
 
     def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
-        """Return ln q(b, y | s) ``[B]`` of b ``[B, n_b]``, y ``[B, n_y]`` at s ``[B, n_s]``; -inf outside the support."""
+        """Return ln q(b, y | s) ``[B]`` of b ``[B, n_b]``, y ``[B, n_y]`` at s ``[B, n_s]``; -inf off the support."""
         features = self.features(s.T)
         log_q_b = self.beads.log_prob(b.T, features)
         return log_q_b + self.rest.log_prob(y.T, self._rest_context(features, b.T))

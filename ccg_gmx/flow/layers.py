@@ -6,8 +6,10 @@ values and ln|det| of the map that they applied.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ class Trunk(nn.Module):
     def __init__(self, n_in: int, width: int, depth: int, generator: torch.Generator) -> None:
         super().__init__()
         sizes = [n_in] + [width] * (depth - 1) + [width - 1]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.weights = nn.ParameterList(_weight(n_out, n_in, generator) for n_in, n_out in pairs)
         self.biases = nn.ParameterList(torch.zeros(n_out, 1, dtype=torch.float64) for _, n_out in pairs)
 
@@ -211,7 +213,8 @@ class ConditionalAffine(nn.Module):
         diagonal = lower.diagonal()
         self.log_scale.set_constant(torch.log(diagonal[: self.n]))
         unit = lower / diagonal
-        for head, (block, start, top, bottom) in zip(self.lower, self.levels, strict=True):
+        heads = cast(list[Head], self.lower)
+        for head, (block, start, top, bottom) in zip(heads, self.levels, strict=True):
             first = torch.arange(0, self.padded, block).view(-1, 1) + start
             above = first + torch.arange(top)
             below = first + top + torch.arange(bottom)

@@ -129,7 +129,7 @@ class _SelectBin(torch.autograd.Function):
         for i in range(2):
             part, total = tables[i], tables[2 + i]
             by_knot, by_size = grads[2 * i] * ctx.scale, grads[2 * i + 1] * ctx.scale
-            # d part_j / d raw_l = part_j (delta_jl - part_l); the knot is the sum of the parts below, the size one part.
+            # d part_j / d raw_l = part_j (delta_jl - part_l); the knot sums the parts below, the size is one part.
             size = part.gather(0, index)[0]
             mean = by_knot * (total.gather(0, index)[0] - size) + by_size * size
             out = by_raw[i * bins : (i + 1) * bins]
@@ -142,8 +142,11 @@ class _SelectBin(torch.autograd.Function):
 
 
 def _slope_rows(index: Tensor, n_raw: int, bins: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Return, for both ends of bin ``index [1, D, B]``, the row of its slope in raw and where the slope is fixed to 1."""
+    """Return, for both ends of bin ``index [1, D, B]``, the row of its slope in raw and where the slope is fixed."""
     if n_raw == 3 * bins:
         return [(2 * bins + index, None), (2 * bins + (index + 1) % bins, None)]
     first, last = index == 0, index == bins - 1
-    return [((2 * bins - 1 + index).masked_fill_(first, 2 * bins), first), ((2 * bins + index).masked_fill_(last, 2 * bins), last)]
+    return [
+        ((2 * bins - 1 + index).masked_fill_(first, 2 * bins), first),
+        ((2 * bins + index).masked_fill_(last, 2 * bins), last),
+    ]
