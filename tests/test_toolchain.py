@@ -140,10 +140,7 @@ def test_plumed_kernel_in_the_usual_places(
 
 @pytest.mark.parametrize(("pytorch", "found"), [("on", True), ("off", False), ("not found", False)])
 def test_plumed_modules(add: AddProgram, tmp_path: Path, pytorch: str, found: bool) -> None:
-    add(
-        "plumed",
-        PLUMED.format(root=tmp_path, pytorch=pytorch).replace(f"test {pytorch} = on", f'test "{pytorch}" = on'),
-    )
+    add("plumed", PLUMED.format(root=tmp_path, pytorch=pytorch))
     finding = toolchain._plumed_modules()
     assert finding.found is found
     assert finding.detail == f"opes on, pytorch {'on' if found else 'off'}, annfunc on"
