@@ -111,7 +111,7 @@ def jensen_shannon(reference: FreeEnergySurface, surface: FreeEnergySurface) -> 
     return float(0.5 * (rel_entr(p, middle) + rel_entr(q, middle)).sum())
 
 
-def rmsd_kT(reference: FreeEnergySurface, surface: FreeEnergySurface, cap: float = 8.0) -> float:  # noqa: N802
+def rmsd_kT(reference: FreeEnergySurface, surface: FreeEnergySurface, cap: float = 8.0) -> float:
     """RMSD in kT over bins whose reference f lies below ``cap``, after the best constant offset.
 
     Raises:

@@ -1,0 +1,122 @@
+"""Reference surfaces: reading what GROMACS' own AWH produced, and the file that ships with a system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ccg_gmx.errors import CcgError
+from ccg_gmx.free_energy.surface import combine_halves
+from ccg_gmx.free_energy.surface_files import read_npz, write_npz
+from ccg_gmx.free_energy.torsion_grid import grid, shifted
+from ccg_gmx.records import FloatArray, FreeEnergySurface
+from ccg_gmx.units import DEGREES_PER_RADIAN, thermal_energy
+
+REFERENCE_VERSION = 1
+_KEYS = ("version", "f_a", "f_b", "names", "temperature_K", "origin")
+
+
+def read_awh(path: Path, temperature_K: float, names: tuple[str, ...] = ("phi", "psi")) -> FreeEnergySurface:
+    """Read the PMF of one AWH bias over whole torsions, as ``gmx awh -more`` writes it (.xvg, degrees, kJ/mol).
+
+    AWH's PMF is that of a histogram: the density averaged over a cell around each point. Without ``-more`` an
+    unvisited point cannot be told from a visited one, so the coordinate distribution is asked for; points where it is
+    zero get f = inf. The error of a single AWH run is unknown (nan): see ``combine_halves``.
+
+    Args:
+        path: .xvg file of one time.
+        temperature_K: temperature of the run.
+        names: torsions in the order of the AWH dimensions.
+
+    Returns:
+        Surface on the grid of the file, -pi + i 2 pi / n on every axis.
+
+    Raises:
+        CcgError: if the file is not such a file, or its grid is another one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = np.loadtxt(text.splitlines(), comments=("#", "@", "&"), ndmin=2)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CcgError(f"cannot read {path}: {reason}", expected="an .xvg file of gmx awh") from None
+    columns = _columns(text, len(names), path)
+    if rows.shape[1] <= max(columns.values()):
+        raise CcgError(
+            f"{path} has {rows.shape[1]} columns", expected=f"{max(columns.values()) + 1}, as its legends say"
+        )
+    n = _require_torsion_grid(rows[:, : len(names)], path)
+    visited = rows[:, columns["Coord distr"]] > 0
+    f = np.where(visited, rows[:, columns["PMF"]] / thermal_energy(temperature_K), np.inf)
+    return shifted(f.reshape((n,) * len(names)), names, temperature_K)
+
+
+def save_reference(path: Path, half_a: FreeEnergySurface, half_b: FreeEnergySurface, origin: str) -> None:
+    """Write a reference as its two independent halves (.npz), from which mean, error and noise floor follow.
+
+    Args:
+        path: .npz file.
+        half_a: surface of one run.
+        half_b: surface of an independent one, on the same grid.
+        origin: a sentence or two saying how both were made.
+
+    Raises:
+        CcgError: if the halves do not belong together.
+    """
+    combine_halves(half_a, half_b)
+    write_npz(
+        path,
+        version=np.array(REFERENCE_VERSION),
+        f_a=half_a.f,
+        f_b=half_b.f,
+        names=np.array(half_a.names),
+        temperature_K=np.array(half_a.temperature_K),
+        origin=np.array(origin),
+    )
+
+
+def load_reference(path: Path) -> tuple[FreeEnergySurface, FreeEnergySurface, FreeEnergySurface]:
+    """Read a reference: (mean surface with its error, one half, the other half).
+
+    Raises:
+        CcgError: if the file is not a reference.
+    """
+    data = read_npz(path, _KEYS, REFERENCE_VERSION)
+    names, temperature = tuple(str(name) for name in data["names"]), float(data["temperature_K"])
+    half_a, half_b = (shifted(data[key], names, temperature) for key in ("f_a", "f_b"))
+    return combine_halves(half_a, half_b), half_a, half_b
+
+
+def reference_origin(path: Path) -> str:
+    """Return the sentence saying how a reference was made."""
+    return str(read_npz(path, _KEYS, REFERENCE_VERSION)["origin"])
+
+
+def _columns(text: str, dims: int, path: Path) -> dict[str, int]:
+    """Column of each legend that is needed. The first column of an xvg file is x, and has no legend."""
+    legends = re.findall(r'^@ s(\d+) legend "([^"]+)"', text, re.MULTILINE)
+    columns = {name: int(index) + 1 for index, name in legends}
+    found_dims = 1 + sum(name.startswith("awh-dim") for name in columns)
+    if "PMF" not in columns or "Coord distr" not in columns or found_dims != dims:
+        raise CcgError(
+            f"{path} has {found_dims} dimensions and the columns {sorted(columns)}",
+            expected=f"{dims} dimensions, PMF and Coord distr",
+            remedy="write it with `gmx awh -more`",
+        )
+    if "(kJ/mol)" not in text:
+        raise CcgError(f"{path} is not in kJ/mol", expected="kJ/mol", remedy="run gmx awh without -kt")
+    return columns
+
+
+def _require_torsion_grid(degrees: FloatArray, path: Path) -> int:
+    dims = degrees.shape[1]
+    n = round(len(degrees) ** (1 / dims))
+    if n**dims != len(degrees) or np.abs(degrees - grid(n, dims) * DEGREES_PER_RADIAN).max() > 1e-3:
+        raise CcgError(
+            f"{path} has {len(degrees)} points from {degrees.min(axis=0)} to {degrees.max(axis=0)} degrees",
+            expected=f"the same number of points on each of {dims} whole turns, beginning at -180",
+            remedy="set awh1-dimN-start = -180 and awh1-dimN-end = 180",
+        )
+    return n
