@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from ccg_gmx.errors import (
     ToolError,
     ToolMissingError,
     ToolVersionError,
+    TrajectoryError,
 )
 from ccg_gmx.records import FloatArray
 
@@ -43,6 +45,7 @@ MINIMUM_VERSION = 2025
 """First GROMACS release with the PLUMED interface and everything else that the package uses."""
 
 INSTALL_HINT = 'install it with `apt-get install gromacs` (Debian 13) or `conda install -c conda-forge "gromacs>=2025"`'
+_FULL_DISK_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Gmx:
             SettingsError: if an input file does not exist.
             StoreError: if the folder cannot be written.
         """
-        out = Path(out).absolute()
+        out = writable_folder(Path(out).parent) / Path(out).name
         folder = writable_folder(workdir or out.parent)
         text = mdp if isinstance(mdp, str) else "".join(f"{key} = {value}\n" for key, value in mdp.items())
         mdp_file, partial = folder / f"{out.stem}.mdp", out.with_name(f"{out.stem}.partial.tpr")
@@ -195,7 +198,8 @@ class Gmx:
             precision of the energy file (float32 for a mixed-precision GROMACS).
 
         Raises:
-            MdrunError: if mdrun fails, on a truncated trajectory for instance.
+            MdrunError: if mdrun fails, because atom counts differ for instance.
+            TrajectoryError: if the trajectory ends within a frame.
             GmxEnergyError: if the energy file cannot be read.
         """
         files = RunFiles(writable_folder(workdir), "rerun")
@@ -206,6 +210,9 @@ class Gmx:
         if code:
             _fail(MdrunError, "gmx mdrun -rerun", tail(files["out"], 200_000), code, files["out"])
         files["trr"].unlink(missing_ok=True)  # a copy of the input
+        if torn := re.search(r"WARNING: (Incomplete (?:header|frame).*)", tail(files["out"], 20_000)):
+            # mdrun leaves the torn frame out and ends as if nothing had happened.
+            raise TrajectoryError(f"{trajectory} is truncated ({torn[1]})", remedy="write it again")
         terms = self.energies(files["edr"])
         del terms["Time"]
         return terms
@@ -278,8 +285,11 @@ class Gmx:
     ) -> list[str]:
         command = [str(self.path), "mdrun", "-s", str(tpr), *files.options("-o", "-x", "-c", "-e", "-g", "-cpo")]
         if files.recover_checkpoint():
-            command += ["-cpi", str(files["cpt"])]
-        command += ["-cpt", str(checkpoint_minutes), "-reprod", *self._placement()]
+            command += ["-cpi", files["cpt"].name]
+        placement = self._placement()
+        if placement[placement.index("-nb") + 1] != "gpu":  # GPU kernels sum in no fixed order; mdrun refuses both
+            command.append("-reprod")
+        command += ["-cpt", str(checkpoint_minutes), *placement]
         command += ["-v", "-stepout", str(max(100, steps // 500) if steps else 1000)]
         if tables:
             command += ["-tableb", *(str(existing(table, "bonded table")) for table in tables)]
@@ -346,8 +356,12 @@ def _fail(kind: type[ToolError], tool: str, output: str, code: int, log: Path | 
     failure = diagnose(output)
     if failure is not None:
         raise kind(tool, failure.reason, log=log, remedy=failure.remedy)
-    reason = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    raise kind(tool, reason, log=log, remedy="run again to go on" if code < 0 else None)
+    if log is not None and shutil.disk_usage(log.parent).free < _FULL_DISK_BYTES:
+        raise kind(tool, f"no space left on the disk of {log.parent}", remedy="free space and run again")
+    if code < 0:
+        reason = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        raise kind(tool, reason, log=log, remedy="run again to go on from the last checkpoint")
+    raise kind(tool, f"exit status {code}", log=log)
 
 
 def _read_xvg(path: Path) -> tuple[list[str], FloatArray]:

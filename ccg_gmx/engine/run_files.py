@@ -56,8 +56,11 @@ class RunFiles:
         return self.folder / f"{self.name}.{extension}"
 
     def options(self, *names: str) -> list[str]:
-        """Explicit file options for mdrun; its -deffnm is going to be removed."""
-        return [part for name in names for part in (name, str(self[self._EXTENSION[name]]))]
+        """Explicit file options for mdrun, whose -deffnm is going to be removed.
+
+        Names are relative to the folder: a checkpoint remembers them, and a folder may be renamed before a resume.
+        """
+        return [part for name in names for part in (name, self[self._EXTENSION[name]].name)]
 
     def open_record(self, tpr: Path) -> MdrunResult | None:
         """Return the record of a finished run; otherwise claim the name for this run input file."""

@@ -1,0 +1,81 @@
+"""Fixtures that several test files share, and a closing word on what could not be tested here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.mdp import fine_run
+from ccg_gmx.errors import CcgError
+
+ALANINE = Path(__file__).resolve().parent.parent / "topologies" / "alanine_dipeptide"
+
+
+@pytest.fixture(scope="session")
+def gmx() -> Gmx:
+    """The gmx of this machine; tests that ask for it are skipped where there is none."""
+    try:
+        return Gmx.find()
+    except CcgError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def alanine_dir() -> Path:
+    """Folder with conf.gro, topol.top and mdp files of alanine dipeptide in vacuum."""
+    return ALANINE
+
+
+@pytest.fixture(scope="session")
+def alanine_tpr(gmx: Gmx, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run input of 20 ps (20,000 steps) of Langevin dynamics at 300 K, a frame every 0.1 ps."""
+    folder = tmp_path_factory.mktemp("alanine")
+    mdp = fine_run(300.0, 20_000, seed=7, output_every=100, forces=True)
+    return gmx.grompp(mdp, ALANINE / "conf.gro", ALANINE / "topol.top", folder / "fine.tpr")
+
+
+@pytest.fixture(scope="session")
+def alanine_trr(gmx: Gmx, alanine_tpr: Path) -> Path:
+    """Trajectory of that run: 201 full-precision frames with forces."""
+    return gmx.mdrun(alanine_tpr, alanine_tpr.parent, name="fine").trajectory
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which optional parts this run could test."""
+    terminalreporter.section("optional parts")
+    for name, look in {"gmx": _gmx, "PLUMED kernel": _plumed, "gmxapi": _gmxapi, "CUDA": _cuda}.items():
+        terminalreporter.write_line(f"{name}: {look()}")
+
+
+def _gmx() -> str:
+    try:
+        found = Gmx.find()
+    except CcgError as error:
+        return f"skipped: {error}"
+    return f"ran with GROMACS {found.version} ({found.precision} precision, GPU support {found.gpu_support})"
+
+
+def _plumed() -> str:
+    kernel = os.environ.get("PLUMED_KERNEL")
+    if kernel and Path(kernel).is_file():
+        return f"ran with {Path(kernel).name} (PLUMED_KERNEL)"
+    if shutil.which("plumed"):
+        return "ran with plumed on PATH"
+    return f"skipped: PLUMED_KERNEL {'names no file' if kernel else 'is not set'} and there is no plumed on PATH"
+
+
+def _gmxapi() -> str:
+    return "ran" if importlib.util.find_spec("gmxapi") else "skipped: the package gmxapi is not installed"
+
+
+def _cuda() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "skipped: torch is not installed"
+    import torch
+
+    return f"ran on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "skipped: no CUDA device"
