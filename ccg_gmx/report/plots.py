@@ -7,15 +7,17 @@ again at +180 degrees, so the cells cover the whole square and contours close ac
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.report import style
@@ -24,6 +26,9 @@ from ccg_gmx.units import DEGREES_PER_RADIAN
 
 CAP_KT = 16.0
 """Surfaces are coloured up to this free energy; nothing above is reached at the temperature of the run."""
+
+PANEL_WIDTH, PANEL_HEIGHT = 4.3, 3.55
+"""Size of one map with its colour bar, inches."""
 
 TICKS = (-180, -90, 0, 90, 180)
 _GREEK = {
@@ -43,8 +48,15 @@ def shared_cap(*surfaces: FreeEnergySurface | None) -> float:
     return float(np.clip(np.ceil(max(tops, default=CAP_KT)), 4.0, CAP_KT))
 
 
-def _closed(values: FloatArray) -> FloatArray:
+Scalar = TypeVar("Scalar", np.float64, np.bool_)
+
+
+def _closed(values: NDArray[Scalar]) -> NDArray[Scalar]:
     return np.pad(values, (0, 1), mode="wrap")
+
+
+def _closed_degrees(n: int) -> FloatArray:
+    return -180.0 + 360.0 / n * np.arange(n + 1, dtype=np.float64)
 
 
 def _torsion_axis(axes: Axes, name: str, *, vertical: bool = False) -> None:
@@ -54,121 +66,115 @@ def _torsion_axis(axes: Axes, name: str, *, vertical: bool = False) -> None:
     (axes.set_ylabel if vertical else axes.set_xlabel)(axis_label(name), labelpad=2)
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """How the values of a map become colours."""
+
+    label: str
+    cmap: str
+    norm: Normalize
+    extend: str = "neither"
+    grey_above: bool = False
+    contours: FloatArray | None = None
+
+
+def _panel(columns: int = 1) -> Figure:
+    return style.new_figure(PANEL_WIDTH * columns, PANEL_HEIGHT)
+
+
 def _draw_map(
-    figure: Figure,
-    spot: SubplotSpec | None,
-    values: FloatArray,
-    names: tuple[str, ...],
-    *,
-    label: str,
-    cmap: str,
-    norm: Normalize,
-    contours: FloatArray | None = None,
-    line_color: str = "white",
-    extend: str = "neither",
+    figure: Figure, column: int, values: FloatArray, names: tuple[str, ...], scale: _Scale, grey: NDArray[np.bool_]
 ) -> Axes:
-    """Draw one ``[n, n]`` torsion map; the first axis of ``values`` runs to the right, the second upwards."""
-    axes = figure.add_subplot(spot) if spot is not None else figure.add_subplot()
-    axes.set_facecolor("white")
+    """Draw one ``[n, n]`` torsion map; the first axis of ``values`` runs to the right, the second upwards.
+
+    Cells without a value are hatched; those marked in ``grey`` are grey whatever their value.
+    """
+    left = PANEL_WIDTH * column
+    axes = style.axes_at(figure, left + 0.62, 0.5, 2.8, 2.8)
     axes.fill([0, 1, 1, 0], [0, 0, 1, 1], transform=axes.transAxes, fill=False, hatch="////", ec=style.HATCH, lw=0)
-    closed = np.ma.masked_invalid(_closed(values).T)
-    ticks = [-180.0 + 360.0 / n * np.arange(n + 1) for n in values.shape]
-    colours = colormaps[cmap].with_extremes(over=style.ABOVE_CAP)
-    mesh = axes.pcolormesh(*ticks, closed, cmap=colours, norm=norm, shading="nearest", rasterized=True)
-    if contours is not None and closed.count() > 3 and min(values.shape) > 2:
-        inside = contours[(contours > closed.min()) & (contours < closed.max())]
-        if inside.size:
-            axes.contour(*ticks, closed, levels=inside, colors=line_color, linewidths=0.5, alpha=0.75)
+    closed = np.ma.masked_array(_closed(values).T, mask=_closed(grey | ~np.isfinite(values)).T)
+    edges = [_closed_degrees(n) for n in values.shape]
+    plain = ListedColormap([style.ABOVE_CAP])
+    hidden = np.ma.masked_where(~_closed(grey).T, np.zeros(closed.shape))
+    axes.pcolormesh(*edges, hidden, cmap=plain, shading="nearest", rasterized=True)
+    colours = colormaps[scale.cmap]
+    if scale.grey_above:
+        colours = colours.with_extremes(over=style.ABOVE_CAP)
+    mesh = axes.pcolormesh(*edges, closed, cmap=colours, norm=scale.norm, shading="nearest", rasterized=True)
+    if scale.contours is not None:
+        _contours(axes, _closed(values).T, scale.contours, "white")
     _torsion_axis(axes, names[0])
     _torsion_axis(axes, names[1], vertical=True)
-    axes.set_aspect("equal")
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
-    bar = figure.colorbar(mesh, ax=axes, label=label, extend=extend, shrink=0.82, aspect=22, pad=0.03)
-    bar.outline.set_linewidth(0.5)
+    bar = figure.colorbar(mesh, cax=style.axes_at(figure, left + 3.52, 0.5, 0.11, 2.8), extend=scale.extend)
+    bar.set_label(scale.label)
+    bar.outline.set_linewidth(0.5)  # type: ignore[operator, unused-ignore]
     bar.locator = MaxNLocator(nbins=8, steps=[1, 2, 4, 5, 10])
     bar.update_ticks()
     return axes
 
 
-def free_energy_map(
-    surface: FreeEnergySurface, cap: float, spot: SubplotSpec | None = None, figure: Figure | None = None
-) -> Figure:
+def _contours(axes: Axes, closed: FloatArray, levels: FloatArray, colour: str) -> None:
+    known = np.ma.masked_invalid(closed)
+    if known.count() and min(closed.shape) > 2:
+        inside = levels[(levels > known.min()) & (levels < known.max())]
+        if inside.size:
+            edges = [_closed_degrees(n - 1) for n in closed.T.shape]
+            axes.contour(*edges, known, levels=inside, colors=colour, linewidths=0.5, alpha=0.75)
+
+
+def free_energy_map(surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0) -> Figure:
     """Draw a two-torsion surface up to ``cap`` kT with a contour every kT."""
-    figure = figure or style.new_figure(4.1, 3.5)
-    norm = Normalize(0.0, cap)
-    levels = np.arange(1.0, cap + 0.5)
-    label = r"$F$ / $kT$"
-    extend = "max" if np.max(surface.f, where=np.isfinite(surface.f), initial=0.0) > cap else "neither"
-    _draw_map(
-        figure,
-        spot,
-        surface.f,
-        surface.names,
-        label=label,
-        cmap=style.SEQUENTIAL,
-        norm=norm,
-        contours=levels,
-        extend=extend,
-    )
+    figure = figure or _panel()
+    above = np.isfinite(surface.f) & (surface.f > cap)
+    scale = _Scale(
+        r"$F$ / $kT$", style.SEQUENTIAL, Normalize(0.0, cap), "max" if above.any() else "neither",
+        grey_above=True, contours=np.arange(1.0, cap + 0.5),
+    )  # fmt: skip
+    _draw_map(figure, column, surface.f, surface.names, scale, above)
     return figure
 
 
 def difference_map(
-    surface: FreeEnergySurface,
-    reference: FreeEnergySurface,
-    cap: float,
-    spot: SubplotSpec | None = None,
-    figure: Figure | None = None,
+    surface: FreeEnergySurface, other: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0
 ) -> Figure:
-    """Draw surface minus reference in kT where both are below ``cap``, with three contours of the reference."""
-    figure = figure or style.new_figure(4.1, 3.5)
-    shown = (surface.f <= cap) & (reference.f <= cap)
-    difference = np.where(shown, aligned_difference(surface.f, reference.f), np.nan)
-    size = np.abs(difference[np.isfinite(difference)])
+    """Draw surface minus other in kT where both are below ``cap``, with contours of the other at 2, 4 and 8 kT."""
+    figure = figure or _panel()
+    difference = aligned_difference(surface.f, other.f)
+    above = np.isfinite(difference) & ((surface.f > cap) | (other.f > cap))
+    size = np.abs(difference[np.isfinite(difference) & ~above])
     limit = max(float(np.quantile(size, 0.98)) if size.size else 0.0, 0.05)
-    axes = _draw_map(
-        figure, spot, difference, surface.names,
-        label=r"$\Delta F$ / $kT$", cmap=style.DIVERGING, norm=TwoSlopeNorm(0.0, -limit, limit), extend="both",
-    )  # fmt: skip
-    orient = np.ma.masked_invalid(_closed(reference.f).T)
-    ticks = [-180.0 + 360.0 / n * np.arange(n + 1) for n in reference.f.shape]
-    levels = [level for level in (2.0, 4.0, 8.0) if orient.min() < level < orient.max()]
-    if levels:
-        axes.contour(*ticks, orient, levels=levels, colors="#555555", linewidths=0.5, alpha=0.7)
+    scale = _Scale(r"$\Delta F$ / $kT$", style.DIVERGING, Normalize(-limit, limit), "both")
+    axes = _draw_map(figure, column, difference, surface.names, scale, above)
+    _contours(axes, _closed(other.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
     return figure
 
 
 def error_map(surface: FreeEnergySurface, cap: float) -> Figure:
     """Draw the standard error of a surface in kT where the surface is below ``cap``."""
-    figure = style.new_figure(4.1, 3.5)
-    shown = np.where(surface.f <= cap, surface.error, np.nan)
-    known = shown[np.isfinite(shown)]
-    top = max(float(np.quantile(known, 0.99)) if known.size else 0.0, 1e-3)
+    figure = _panel()
+    above = np.isfinite(surface.f) & (surface.f > cap)
+    known = surface.error[np.isfinite(surface.error) & ~above]
+    top = max(float(np.quantile(known, 0.98)) if known.size else 0.0, 1e-3)
     extend = "max" if known.size and float(known.max()) > top else "neither"
-    _draw_map(
-        figure,
-        None,
-        shown,
-        surface.names,
-        label=r"standard error / $kT$",
-        cmap=style.ERRORS,
-        norm=Normalize(0.0, top),
-        extend=extend,
-    )
+    scale = _Scale(r"standard error / $kT$", style.ERRORS, Normalize(0.0, top), extend)
+    axes = _draw_map(figure, 0, surface.error, surface.names, scale, above)
+    _contours(axes, _closed(surface.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
     return figure
 
 
 def coarse_potential_map(values: FloatArray, names: tuple[str, ...], cap: float) -> Figure:
     """Draw the coarse model's torsion-pair grid, kJ/mol above its minimum, with a contour every 2 kJ/mol."""
-    figure = style.new_figure(4.1, 3.5)
+    figure = _panel()
     raised = values - np.min(values, where=np.isfinite(values), initial=np.inf)
     top = float(min(cap, np.ceil(np.max(raised, where=np.isfinite(raised), initial=1.0))))
-    _draw_map(
-        figure, None, raised, names,
-        label="potential / (kJ/mol)", cmap=style.SEQUENTIAL, norm=Normalize(0.0, top),
-        contours=np.arange(2.0, top, 2.0), extend="max" if raised.max() > top else "neither",
+    above = np.isfinite(raised) & (raised > top)
+    scale = _Scale(
+        "potential / (kJ/mol)", style.SEQUENTIAL, Normalize(0.0, top), "max" if above.any() else "neither",
+        grey_above=True, contours=np.arange(2.0, top, 2.0),
     )  # fmt: skip
+    _draw_map(figure, 0, raised, names, scale, above)
     return figure
 
 
@@ -185,8 +191,9 @@ def profile_figure(curves: list[tuple[str, str, Profile]], cap: float) -> Figure
         degrees = np.append(profile.degrees, 180.0)
         f, error = (np.ma.masked_invalid(np.append(v, v[:1])) for v in (profile.f, profile.error))
         axes.fill_between(degrees, f - 2 * error, f + 2 * error, color=colour, alpha=0.22, lw=0)
-        dashes = "-" if index == 0 else (0, (4, 2))
-        axes.plot(degrees, f, color=colour, label=label, linestyle=dashes, zorder=3 - 0.1 * index)
+        # Ours is wide and below, the others thin and dashed above it: curves that agree stay visible.
+        look = {"lw": 2.6, "alpha": 0.75} if index == 0 else {"lw": 1.2, "linestyle": (0, (4, 2))}
+        axes.plot(degrees, f, color=colour, label=label, **look)  # type: ignore[arg-type, unused-ignore]
     _torsion_axis(axes, curves[0][2].name)
     axes.set_ylabel(r"$F$ / $kT$")
     tops = [np.max(p.f, where=np.isfinite(p.f), initial=0.0) for _, _, p in curves]
@@ -342,11 +349,10 @@ def _surface_figure(surface: FreeEnergySurface, reference: FreeEnergySurface | N
         return profile_figure(curves, cap)
     if reference is None:
         return free_energy_map(surface, cap)
-    figure = style.new_figure(11.4, 3.5)
-    spots = figure.add_gridspec(1, 3)
-    free_energy_map(surface, cap, spots[0], figure)
-    free_energy_map(reference, cap, spots[1], figure)
-    difference_map(surface, reference, cap, spots[2], figure)
+    figure = _panel(3)
+    free_energy_map(surface, cap, figure, 0)
+    free_energy_map(reference, cap, figure, 1)
+    difference_map(surface, reference, cap, figure, 2)
     for axes, title in zip(figure.axes[::2], ("this run", "reference", "this run − reference"), strict=True):
         axes.set_title(title)
     return figure

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, rel_entr
 
+from ccg_gmx.free_energy.diagnostics import kish_fraction
+from ccg_gmx.free_energy.estimators import log_mean_weight
+from ccg_gmx.free_energy.torsion_grid import grid_points
 from ccg_gmx.records import FloatArray, FreeEnergySurface
+from ccg_gmx.units import DEGREES_PER_RADIAN
 
 UNKNOWN_WEIGHT = 0.01
 """A profile's error is unknown where bins without an error hold more than this share of the weight."""
@@ -15,7 +19,7 @@ UNKNOWN_WEIGHT = 0.01
 
 def grid_degrees(n: int) -> FloatArray:
     """Return the ``[n]`` points of a periodic torsion axis in degrees, ``-180 + i * 360 / n``."""
-    return -180.0 + 360.0 / n * np.arange(n, dtype=np.float64)
+    return grid_points(n) * DEGREES_PER_RADIAN
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class WeightStatistics:
 
     Attributes:
         relative: ``[M, K]`` log-weight relative to the logarithm of its point's mean weight (-inf: weight zero).
-        kish_fraction: ``[M]`` (sum w)^2 / (K sum w^2); nan where all weights of a point are zero.
-        f: ``[M]`` kT, -ln of the mean weight, minimum 0.
+        kish_fraction: ``[M]`` (sum w)^2 / (K sum w^2); 0 where all weights of a point are zero.
+        f: ``[M]`` kT, -ln of the mean weight, minimum 0; inf where all weights are zero.
         zero_fraction: share of draws with weight zero.
     """
 
@@ -117,16 +121,13 @@ def weight_statistics(log_w: FloatArray) -> WeightStatistics:
     Args:
         log_w: ``[M, K]``.
     """
-    draws = log_w.shape[1]
-    log_sum = np.asarray(logsumexp(log_w, axis=1))
-    alive = np.isfinite(log_sum)
-    log_mean = np.where(alive, log_sum - np.log(draws), 0.0)
-    log_kish = 2 * np.where(alive, log_sum, 0.0) - np.asarray(logsumexp(2 * log_w, axis=1)) - np.log(draws)
+    log_mean = log_mean_weight(log_w)
+    alive = np.isfinite(log_mean)
     f = np.where(alive, -log_mean, np.inf)
     return WeightStatistics(
-        relative=log_w - log_mean[:, None],
-        kish_fraction=np.where(alive, np.exp(np.where(alive, log_kish, 0.0)), np.nan),
-        f=f - np.min(f, initial=np.inf) if alive.any() else f,
+        relative=log_w - np.where(alive, log_mean, 0.0)[:, None],
+        kish_fraction=kish_fraction(log_w),
+        f=f - np.min(f, where=alive, initial=np.inf) if alive.any() else f,
         zero_fraction=float(np.mean(np.isneginf(log_w))),
     )
 
@@ -155,8 +156,9 @@ class Comparison:
 def compare(fine: FloatArray, restored: FloatArray, weights: FloatArray, periodic: bool, bins: int = 48) -> Comparison:
     """Histogram fine and restored values of one coordinate.
 
-    A torsion's bins span the circle; others span the fine values and a fifth more on either side, and what lies
-    beyond is counted in the outermost bin, so nothing is dropped and one odd frame does not hide the rest. The noise
+    Bins span the fine values and a fifth more on either side (a torsion's are taken around its mean direction, at
+    most once around the circle). What lies beyond is counted in the outermost bin: nothing is dropped, and one odd
+    frame does not hide the rest. The noise
     is the second-order expansion
     ``E[JS] = (B - 1) / 8 * (1 / n_fine + 1 / kish_ess)`` with B the occupied bins, for independent frames.
 
@@ -168,11 +170,13 @@ def compare(fine: FloatArray, restored: FloatArray, weights: FloatArray, periodi
         bins: number of bins.
     """
     if periodic:
-        low, high = -np.pi, np.pi
+        centre = _direction(fine if fine.size else restored)
+        fine, restored = (centre + (values - centre + np.pi) % (2 * np.pi) - np.pi for values in (fine, restored))
+    low, high = _span(fine if fine.size else restored)
+    if periodic and high - low > 2 * np.pi:
         fine, restored = ((values + np.pi) % (2 * np.pi) - np.pi for values in (fine, restored))
-    else:
-        low, high = _span(fine if fine.size else restored)
-        fine, restored = (np.clip(values, low, high) for values in (fine, restored))
+        low, high = -np.pi, np.pi
+    fine, restored = (np.clip(values, low, high) for values in (fine, restored))
     edges = np.linspace(low, high, bins + 1)
     parts = [_fractions(fine, None, edges), _fractions(restored, weights, edges), _fractions(restored, None, edges)]
     occupied = np.count_nonzero(parts[0] + parts[1])
@@ -180,6 +184,10 @@ def compare(fine: FloatArray, restored: FloatArray, weights: FloatArray, periodi
     kish_ess = float(np.sum(weights)) ** 2 / squares if squares > 0 else np.nan
     noise = (occupied - 1) / 8 * (1 / max(len(fine), 1) + 1 / kish_ess)
     return Comparison(edges, parts[0], parts[1], parts[2], jensen_shannon(parts[0], parts[1]), noise)
+
+
+def _direction(angles: FloatArray) -> float:
+    return float(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean())) if angles.size else 0.0
 
 
 def _span(values: FloatArray) -> tuple[float, float]:
@@ -198,5 +206,4 @@ def _fractions(values: FloatArray, weights: FloatArray | None, edges: FloatArray
 def jensen_shannon(p: FloatArray, q: FloatArray) -> float:
     """Return the Jensen-Shannon divergence in nats of two normalised histograms of one shape."""
     middle = (p + q) / 2
-    terms = [np.sum(a[a > 0] * np.log(a[a > 0] / middle[a > 0])) for a in (p, q)]
-    return float(sum(terms) / 2)
+    return float((rel_entr(p, middle) + rel_entr(q, middle)).sum() / 2)

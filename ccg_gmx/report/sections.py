@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ccg_gmx.free_energy.surface import rmsd_kT
 from ccg_gmx.records import FloatArray, FreeEnergySurface, ReportData
-from ccg_gmx.report import multiples, plots, style, words
+from ccg_gmx.report import checks, multiples, plots, style, words
 from ccg_gmx.report.markup import Html, definitions, join, table, tag
-from ccg_gmx.report.profiles import Comparison, aligned_difference, compare, profiles, weight_statistics
+from ccg_gmx.report.profiles import Comparison, compare, profiles, weight_statistics
 from ccg_gmx.units import BOLTZMANN_KJ_MOL_K
+
+OPEN_ITEMS = 16
+"""Longer lists of the manifest are one click away."""
 
 OPEN_MULTIPLES = 24
 """So many distributions per class are shown at once, the worst first; the rest is one click away."""
@@ -38,7 +43,7 @@ def _grid(*pictures: Html, kind: str = "") -> Html:
 
 def headline(data: ReportData) -> Html:
     """Return the verdict in words."""
-    verdict = words.verdict(data.summary)
+    verdict = checks.verdict(data.summary)
     reasons = [tag("ul", *(tag("li", reason) for reason in verdict.reasons))] if verdict.reasons else []
     cost = words.evaluations_sentence(data.summary)
     extra = [tag("p", cost, class_="soft")] if cost else []
@@ -48,7 +53,7 @@ def headline(data: ReportData) -> Html:
 
 def key_numbers(data: ReportData) -> Section | None:
     """Return the table of key numbers with thresholds, and whether they are kept."""
-    rows = words.checks(data.summary)
+    rows = checks.checks(data.summary)
     if not rows:
         return None
     marks = {
@@ -78,6 +83,10 @@ def flatten(node: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
     return items
 
 
+def _title(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _same_grid(*surfaces: FreeEnergySurface | None) -> bool:
     return len({surface.f.shape for surface in surfaces if surface is not None}) == 1
 
@@ -86,26 +95,21 @@ def _beside(ours: tuple[str, FreeEnergySurface], other: tuple[str, FreeEnergySur
     """Return maps of one surface, another on the same colour scale, and their difference."""
     name, surface = ours
     found = [
-        picture(plots.free_energy_map(surface, cap), f"free energy map of {name}", f"{name.capitalize()}.",
+        picture(plots.free_energy_map(surface, cap), f"free energy map of {name}", f"{_title(name)}.",
                 "Contours every 1 kT. Grey: above the colour scale. Hatched: never sampled.")
     ]  # fmt: skip
     if other is None:
         return found
     label, reference = other
     found.append(
-        picture(plots.free_energy_map(reference, cap), f"free energy map of {label}", f"{label.capitalize()}.",
+        picture(plots.free_energy_map(reference, cap), f"free energy map of {label}", f"{_title(label)}.",
                 "Same colours and contours.")
     )  # fmt: skip
     if _same_grid(surface, reference):
-        caption = "Red: we are higher. Contours of the second surface at 2, 4 and 8 kT. Look for colour inside them."
-        title = f"{name.capitalize()} − {label}."
+        caption = "Red: the first is higher. Contours: the second at 2, 4 and 8 kT; look for colour inside them."
+        title = f"{_title(name)} − {label}."
         found.append(picture(plots.difference_map(surface, reference, cap), "difference of both", title, caption))
     return found
-
-
-def _rmsd(surface: FreeEnergySurface, other: FreeEnergySurface, below: float = 8.0) -> float:
-    difference = aligned_difference(surface.f, other.f)[other.f < below]
-    return float(np.sqrt(np.nanmean(difference**2))) if np.isfinite(difference).any() else np.nan
 
 
 def free_energy(data: ReportData) -> Section:
@@ -132,16 +136,20 @@ def _error_and_raw(data: ReportData, cap: float) -> list[Html]:
     if np.isfinite(data.surface.error).any():
         found.append(
             picture(plots.error_map(data.surface, cap), "map of the standard error", "Error of this run.",
-                    "One standard error. Dark spots say where more draws would help most.")
+                    "One standard error, contours of the surface at 2, 4 and 8 kT. Dark spots need more draws most.")
         )  # fmt: skip
-    if data.raw_surface is not None and data.raw_surface.f.ndim == 2:
-        raw = data.raw_surface
-        rmsd = f" RMSD to the fit {words.number(_rmsd(data.surface, raw), 2)} kT below 8 kT." if _same_grid(
-            data.surface, raw) else ""  # fmt: skip
+    raw = data.raw_surface
+    if raw is not None and raw.f.ndim == 2:
         found.append(
             picture(plots.free_energy_map(raw, cap), "map of the estimate before the fit", "Before the joint fit.",
-                    f"The plain average of the weights at each point: same shape, more noise.{rmsd}")
+                    "The plain average of the weights at each point: the same shape with more noise.")
         )  # fmt: skip
+        if _same_grid(data.surface, raw):
+            rmsd = words.number(rmsd_kT(data.surface, raw), 2)
+            found.append(
+                picture(plots.difference_map(raw, data.surface, cap), "difference of estimate and fit",
+                        "Before the fit − after it.", f"Should be noise without a pattern. RMSD {rmsd} kT below 8 kT.")
+            )  # fmt: skip
     return found
 
 
@@ -174,7 +182,7 @@ def weights(data: ReportData) -> Section | None:
     left = picture(
         plots.weight_histogram(statistics), "histogram of log-weights", "Log-weights.",
         "A perfect flow would put every draw on the dashed line. A long tail to the left only wastes draws; one to the "
-        f"right means that few draws carry the average.{lost}",
+        f"right means that few draws carry the average. The first bar holds all that lies further left.{lost}",
     )  # fmt: skip
     right = picture(
         plots.kish_figure(statistics), "Kish fraction over free energy", "Kish fraction.",
@@ -185,10 +193,13 @@ def weights(data: ReportData) -> Section | None:
 
 
 def training(data: ReportData) -> Section | None:
-    """Return loss curves, one picture per group (the part of a name before its slash)."""
+    """Return loss curves, one picture per group (a name without its last word, after a slash or space)."""
     groups: dict[str, dict[str, FloatArray]] = {}
     for name, values in data.losses.items():
-        group, _, rest = name.rpartition("/")
+        cut = max(name.rfind("/"), name.rfind(" "))
+        group, rest = name[: max(cut, 0)], name[cut + 1 :].replace("_", " ")
+        if rest == "clash":  # a share, not a loss: it needs an axis of its own
+            group = f"{group}, share of clashes".lstrip(", ")
         if len(values):
             groups.setdefault(group or "loss", {})[rest] = np.asarray(values, dtype=np.float64)
     if not groups:
@@ -199,16 +210,20 @@ def training(data: ReportData) -> Section | None:
     )
     pictures = [
         picture(
-            plots.loss_figure(curves, f"{group} / nats"), f"loss curves, {group}", f"{group.capitalize()}.", caption
+            plots.loss_figure(curves, "share" if "clash" in curves else "loss / nats"),
+            f"loss curves, {group}", f"{_title(group)}.", "",
         )
         for group, curves in groups.items()
-    ]
-    return Section("Training", _grid(*pictures, kind="wide"))
+    ]  # fmt: skip
+    return Section("Training", join([tag("p", caption), _grid(*pictures, kind="wide")]))
 
 
 _TURN_LABELS = {
     "index": "turn",
     "move_kT": "surface moved / kT",
+    "moved_kT": "surface moved / kT",
+    "members_kT": "flows differ by / kT",
+    "coarse_kl": "coarse MD, forward KL / nats",
     "kish_fraction_median": "Kish fraction, median",
     "forward_kl": "forward KL / nats",
     "evaluations": "energy evaluations",
@@ -229,9 +244,9 @@ def turns(data: ReportData) -> Section | None:
 
 
 def _turn_cell(value: float | None) -> str:
-    if value is None:
+    if value is None or np.isnan(value):
         return "–"
-    whole = isinstance(value, int) or (np.isfinite(value) and float(value).is_integer())
+    whole = isinstance(value, int) or float(value).is_integer()
     return words.count(value) if whole else words.number(value)
 
 
@@ -251,23 +266,33 @@ def coarse_model(data: ReportData) -> Section | None:
         parts.append(_grid(picture(figure, "torsion-pair potential", "Torsion-pair potential.", caption)))
     if data.coarse_terms:
         parts.append(tag("h3", "Bonded tables"))
-        parts.append(tag("p", "One smooth well each; kJ/mol above the minimum.", class_="note"))
+        parts.append(
+            tag("p", "The tables that GROMACS reads. Each bond and angle should show one smooth well.", class_="note")
+        )
         parts.append(_grid(*_term_pictures(data.coarse_terms), kind="small"))
     return Section("Coarse model", join(parts)) if parts else None
 
 
+_KIND = re.compile(r"(bond|angle|torsion|dihedral)s?[/ _]+(?=.)", re.IGNORECASE)
+
+
 def kind_of(name: str) -> str:
-    """Return bond, angle or torsion from a name such as ``angle/C-N-CA``; bond when it says nothing."""
-    head = name.replace("_", "/").split("/")[0].lower()
-    if head.startswith(("torsion", "dihedral")):
-        return "torsion"
-    return "angle" if head.startswith("angle") else "bond"
+    """Return bond, angle or torsion from a name such as ``angle/C-N-CA`` or ``angle C-N-CA``; bond if it has none."""
+    found = _KIND.match(name)
+    return "bond" if found is None else found[1].lower().replace("dihedral", "torsion")
+
+
+def bare_name(name: str) -> str:
+    """Return a name without the kinds in front of it, ``bond/bond C5-O6`` as ``C5-O6``."""
+    while found := _KIND.match(name):
+        name = name[found.end() :]
+    return name
 
 
 def _term_pictures(terms: Mapping[str, tuple[FloatArray, FloatArray]]) -> Iterable[Html]:
     for name, (grid, potential) in terms.items():
         figure = plots.term_figure(grid, potential, kind_of(name))
-        yield picture(figure, f"potential of {name}", name, "")
+        yield picture(figure, f"potential of {name}", f"{kind_of(name).capitalize()} {bare_name(name)}", "")
 
 
 def restored(data: ReportData) -> Section | None:
@@ -278,7 +303,7 @@ def restored(data: ReportData) -> Section | None:
     for name, (fine, values, weight) in data.distributions.items():
         kind = kind_of(name)
         comparison = compare(fine, values, weight, periodic=kind == "torsion")
-        classes.setdefault(kind, []).append((name.partition("/")[2] or name, comparison))
+        classes.setdefault(kind, []).append((bare_name(name), comparison))
     intro = (
         "Weighted restored frames should lie on fine MD. JS is the Jensen-Shannon divergence in nats, beside what as "
         f"many independent frames would show by chance; red where it is more than {multiples.FAR:g} times that. Fine "
@@ -337,9 +362,15 @@ def provenance(data: ReportData, manifest: Mapping[str, object]) -> Section | No
     if isinstance(assumptions, list | tuple) and assumptions:
         parts.append(tag("h3", "Assumptions"))
         parts.append(tag("ul", *(tag("li", str(item)) for item in assumptions), class_="plain-list"))
-    for name, value in manifest.items():
+    loose = [name for name in ("seed", "seeds") if name in data.summary and name not in manifest]
+    seeds = {name: data.summary[name] for name in loose}
+        name: data.summary[name] for name in ("seed", "seeds") if name in data.summary and name not in manifest
+    }
+    for name, value in {**seeds, **manifest}.items():
         items = flatten(value) if isinstance(value, Mapping) else flatten({name: value})
         if items:
-            parts.append(tag("h3", str(name).replace("_", " ").capitalize()))
-            parts.append(definitions(items))
+            parts.append(tag("h3", _title(str(name).replace("_", " "))))
+            long = len(items) > OPEN_ITEMS
+            content = definitions(items)
+            parts.append(tag("details", tag("summary", f"{len(items)} entries"), content) if long else content)
     return Section("Assumptions, versions, seeds", join(parts)) if parts else None

@@ -22,7 +22,7 @@ SERIES = (OURS, COARSE, "#00795a", PLAIN, "#7a6a00", "#b0306a")
 
 SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
-ERRORS = "magma_r"
+ERRORS = "YlOrBr"
 ABOVE_CAP = "#dcdcdc"
 HATCH = "#bdbdbd"
 
@@ -70,14 +70,21 @@ def plot_style() -> Iterator[None]:
 
 def new_figure(width: float, height: float) -> Figure:
     """Return a figure of the given size in inches, on the Agg canvas, known to no pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Return axes at a place given in inches, so that pictures side by side have equal frames whatever their labels."""
+    total = figure.get_size_inches()
+    return figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
+
+
 def open_axes(figure: Figure) -> Axes:
     """Return the single axes of a line figure, with a light grid."""
-    axes = figure.add_subplot()
+    width, height = figure.get_size_inches()
+    axes = axes_at(figure, 0.62, 0.47, width - 0.76, height - 0.77)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     return axes

@@ -31,7 +31,7 @@ p { margin: 6px 0; max-width: 78ch; }
 .verdict ul { margin: 6px 0 0; padding-left: 1.2em; max-width: 90ch; }
 .verdict li { margin: 3px 0; }
 .note, figcaption, .soft { color: var(--soft); font-size: 0.88rem; line-height: 1.45; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 285px), 1fr)); gap: 16px;
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 285px), 1fr)); gap: 16px;
   margin-top: 12px; }
 .figures.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)); }
@@ -65,7 +65,7 @@ tr:last-child td { border-bottom: 0; }
 .multiple .ends { display: flex; justify-content: space-between; font-size: 0.74rem; color: var(--soft); }
 .multiple .js { font-size: 0.74rem; color: var(--soft); }
 .multiple .js.far { color: var(--bad); font-weight: 600; }
-.multiples path { vector-effect: non-scaling-stroke; }
+.multiples path, .key path { vector-effect: non-scaling-stroke; }
 path.fine { fill: var(--fine-fill); stroke: var(--fine); stroke-width: 0.8; }
 path.weighted { fill: none; stroke: var(--ours); stroke-width: 1.8; }
 path.plain { fill: none; stroke: var(--plain); stroke-width: 1.1; stroke-dasharray: 3 2; }

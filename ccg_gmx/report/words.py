@@ -1,14 +1,9 @@
-"""Numbers into sentences: what each figure of summary.json means, and whether it is good enough.
-
-Pure text in, text out; nothing here knows about HTML. A number that is not finite is said to be "not a number" and
-never passes a threshold, and a number that was not measured is never counted as passed.
-"""
+"""Numbers into words: how they are written, and one sentence on what each figure of summary.json means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 Summary = Mapping[str, object]
 
@@ -34,7 +29,7 @@ def lookup(summary: Summary, key: str) -> float | None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with ``digits`` significant digits, as ``0.0123`` or ``1.2×10⁻⁵``."""
+    """Return a number with at most ``digits`` significant digits, as ``0.0123`` or ``1.2×10⁻⁵``."""
     if value is None:
         return NOT_MEASURED
     if not math.isfinite(value):
@@ -43,10 +38,14 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     if -4 <= exponent < 6:
-        text = f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace(",", "\u202f")
+        text = _trim(f"{value:,.{max(digits - 1 - exponent, 0)}f}").replace(",", "\u202f")
     else:
-        text = f"{value:.{digits - 1}e}".split("e")[0] + "×10" + str(exponent).translate(_SUPERSCRIPTS)
+        text = _trim(f"{value:.{digits - 1}e}".split("e")[0]) + "×10" + str(exponent).translate(_SUPERSCRIPTS)
     return "−" + text[1:] if text.startswith("-") else text
+
+
+def _trim(decimal: str) -> str:
+    return decimal.rstrip("0").rstrip(".") if "." in decimal else decimal
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -84,67 +83,6 @@ def plural(amount: int, noun: str) -> str:
     return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the table of key numbers.
-
-    Attributes:
-        label: name of the number.
-        value: the number, for reading.
-        limit: its threshold for reading; empty when it is for information only.
-        meaning: one sentence.
-        passed: None when there is no threshold or the number was not measured.
-    """
-
-    label: str
-    value: str
-    limit: str
-    meaning: str
-    passed: bool | None
-
-
-Limit = Callable[[Summary], float | None]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """How one number is read: where it is, how it is shown, and the limit it must keep."""
-
-    label: str
-    value: Callable[[Summary], float | None]
-    show: Callable[[float | None], str]
-    meaning: Callable[[float], str]
-    limit: Limit | None = None
-    at_least: bool = False
-
-    def check(self, summary: Summary) -> Check | None:
-        """Return the table line, or None where neither number nor limit exist."""
-        value = self.value(summary)
-        if value is None:
-            return None
-        bound = self.limit(summary) if self.limit else None
-        if bound is None:
-            return Check(self.label, self.show(value), "", self.meaning(value), None)
-        passed = value >= bound if self.at_least else value <= bound
-        limit = f"{'≥' if self.at_least else '≤'} {self.show(bound)}"
-        return Check(self.label, self.show(value), limit, self.meaning(value), bool(passed))
-
-
-def _at(key: str) -> Callable[[Summary], float | None]:
-    return lambda summary: lookup(summary, key)
-
-
-def _fixed(value: float) -> Limit:
-    return lambda summary: value
-
-
-def _with_unit(unit: str) -> Callable[[float | None], str]:
-    def show(value: float | None) -> str:
-        return number(value) if value is None or not math.isfinite(value) else f"{number(value)} {unit}"
-
-    return show
-
-
 def kish_sentence(fraction: float) -> str:
     """Say what a median Kish fraction (kish_ess / K) means."""
     if not math.isfinite(fraction):
@@ -170,8 +108,8 @@ def forward_ess_sentence(fraction: float) -> str:
 def pareto_sentence(fraction: float) -> str:
     """Say what the share of points with a bad Pareto k-hat means (k-hat > 0.7, arXiv:1507.02646)."""
     if fraction == 0:
-        return "At no point do a few heavy weights rule the average (Pareto k̂ above 0.7)."
-    return f"At {percent(fraction)} of the points a few heavy weights rule the average (Pareto k̂ above 0.7)."
+        return "At no point do a few heavy weights rule the average (Pareto k-hat above 0.7)."
+    return f"At {percent(fraction)} of the points a few heavy weights rule the average (Pareto k-hat above 0.7)."
 
 
 def forward_kl_sentence(summary: Summary, value: float) -> str:
@@ -187,9 +125,11 @@ def forward_kl_sentence(summary: Summary, value: float) -> str:
     )
 
 
-def _delta_f_gap(summary: Summary) -> float | None:
-    ours, theirs = lookup(summary, "reference.delta_f_kJ_mol"), lookup(summary, "reference.reference_delta_f_kJ_mol")
-    return None if ours is None or theirs is None else abs(ours - theirs)
+def rmsd_sentence(summary: Summary) -> str:
+    """Say what the RMSD to the reference means, beside how far the reference's own halves are apart."""
+    halves = lookup(summary, "reference.reference_halves_rmsd_kT")
+    own = "" if halves is None else f"; the two halves of the reference differ by {number(halves)} kT"
+    return f"Typical difference where the reference is below 8 kT{own}."
 
 
 def delta_f_sentence(summary: Summary) -> str:
@@ -200,183 +140,12 @@ def delta_f_sentence(summary: Summary) -> str:
     return f"Between the two basins we find {number(ours)}{spread} kJ/mol, the reference {number(theirs)} kJ/mol."
 
 
-def _kl_limit(summary: Summary) -> float | None:
-    floor = lookup(summary, "reference.noise_floor")
-    return None if floor is None else floor + 1e-2
-
-
-def _forward_ess_limit(summary: Summary) -> float | None:
-    # In expectation 1/E_p[w/Z] and kish_fraction are the same number; a factor of two is beyond their noise.
-    median = lookup(summary, "free_energy.kish_fraction_median")
-    return None if median is None else median / 2
-
-
-def _rules(summary: Summary) -> tuple[_Rule, ...]:
-    """Return every rule, in the order of the table; sentences may look at the whole summary."""
-    nats, kT, nm, kJ = _with_unit("nats"), _with_unit("kT"), _with_unit("nm"), _with_unit("kJ/mol")
-    return (
-        _Rule(
-            "Kish fraction, median over points",
-            _at("free_energy.kish_fraction_median"),
-            percent,
-            kish_sentence,
-            _fixed(0.3),
-            at_least=True,
-        ),
-        _Rule("Kish fraction, worst point", _at("free_energy.kish_fraction_min"), percent, kish_min_sentence),
-        _Rule(
-            "Forward effective sample size",
-            _at("free_energy.forward_ess_fraction"),
-            percent,
-            forward_ess_sentence,
-            _forward_ess_limit,
-            at_least=True,
-        ),
-        _Rule(
-            "Points with heavy-tailed weights",
-            _at("free_energy.pareto_k_bad_fraction"),
-            percent,
-            pareto_sentence,
-            _fixed(0.05),
-        ),
-        _Rule(
-            "Sandwich gap",
-            _at("free_energy.sandwich_gap_kT"),
-            kT,
-            lambda value: "The free energy lies between two bounds this far apart, whatever the weights do.",
-            _fixed(2.0),
-        ),
-        _Rule(
-            "Forward KL to the reference",
-            _at("reference.forward_kl"),
-            nats,
-            lambda value: forward_kl_sentence(summary, value),
-            _kl_limit,
-        ),
-        _Rule(
-            "Jensen-Shannon divergence",
-            _at("reference.js"),
-            nats,
-            lambda value: "Symmetric distance to the reference; 0 is equal, 0.69 is no overlap.",
-        ),
-        _Rule(
-            "RMSD to the reference",
-            _at("reference.rmsd_kT"),
-            kT,
-            lambda value: "Typical difference where the reference is below 8 kT.",
-        ),
-        _Rule(
-            "Basin difference, ours − reference",
-            _delta_f_gap,
-            kJ,
-            lambda value: delta_f_sentence(summary),
-            _fixed(0.5),
-        ),
-        _Rule(
-            "Coarse MD: forward KL",
-            _at("coarse_md.forward_kl"),
-            nats,
-            lambda value: "How far what the coarse force field samples in GROMACS is from the reference.",
-            _fixed(0.05),
-        ),
-        _Rule(
-            "Coarse MD: Jensen-Shannon divergence",
-            _at("coarse_md.js"),
-            nats,
-            lambda value: "The same as a symmetric distance; 0 is equal, 0.69 is no overlap.",
-        ),
-        _Rule(
-            "Coarse MD: speed",
-            _at("coarse_md.ns_per_day"),
-            _with_unit("ns/day"),
-            lambda value: "Speed that mdrun reported, per walker.",
-        ),
-        _Rule(
-            "Restored frames: bead deviation",
-            _at("restored.max_bead_deviation_nm"),
-            nm,
-            lambda value: "The largest distance between a bead and its atom in the restored frame.",
-            _fixed(1e-6),
-        ),
-        _Rule(
-            "Restored frames: wrong chirality",
-            _at("restored.chirality_errors"),
-            count,
-            lambda value: "Restored frames with a mirrored centre.",
-            _fixed(0),
-        ),
-        _Rule(
-            "Restored frames: clashes",
-            _at("restored.clash_fraction"),
-            percent,
-            lambda value: "Share of restored frames with overlapping atoms; their weight is next to nothing.",
-        ),
-    )
-
-
-def checks(summary: Summary) -> list[Check]:
-    """Return the table of key numbers; numbers the summary lacks are left out.
-
-    Args:
-        summary: content of summary.json (keys as in the README).
-    """
-    return [check for rule in _rules(summary) if (check := rule.check(summary)) is not None]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The headline.
-
-    Attributes:
-        trusted: whether the numbers can be used.
-        headline: one line.
-        reasons: why, one sentence each.
-    """
-
-    trusted: bool
-    headline: str
-    reasons: tuple[str, ...]
-
-
-TRUSTED = "These numbers can be trusted, because"
-NOT_YET = "Not yet, because"
-
-
-def verdict(summary: Summary) -> Verdict:
-    """Return the run's own verdict; where the summary holds none, judge by the thresholds of ``checks``.
-
-    Args:
-        summary: content of summary.json; ``verdict {trusted, reasons}`` is used when there.
-    """
-    given = summary.get("verdict")
-    if isinstance(given, Mapping) and isinstance(given.get("trusted"), bool):
-        reasons = given.get("reasons")
-        sentences = tuple(str(reason) for reason in reasons) if isinstance(reasons, list | tuple) else ()
-        return _headline(bool(given["trusted"]), sentences)
-    return _judge(summary)
-
-
-def _judge(summary: Summary) -> Verdict:
-    measured = [check for check in checks(summary) if check.passed is not None]
-    failed = [_reason(check) for check in measured if not check.passed]
-    if summary.get("converged") is False:
-        failed.insert(0, "the cycle stopped before the surface moved less than its tolerance")
-    if lookup(summary, "free_energy.kish_fraction_median") is None:
-        failed.insert(0, "the quality of the weights was not measured")
-    if failed:
-        return _headline(False, tuple(failed))
-    return _headline(True, tuple(_reason(check) for check in measured))
-
-
-def _reason(check: Check) -> str:
-    return f"{check.label}: {check.value} (wanted {check.limit}). {check.meaning}"
-
-
-def _headline(trusted: bool, reasons: tuple[str, ...]) -> Verdict:
-    if reasons:
-        return Verdict(trusted, f"{TRUSTED if trusted else NOT_YET}:", reasons)
-    bare = "These numbers can be trusted." if trusted else "These numbers cannot be trusted yet."
-    return Verdict(trusted, bare, ())
+def coarse_sentence(summary: Summary) -> str:
+    """Say what the coarse MD's forward KL is taken against."""
+    block = summary.get("coarse_md")
+    against = block.get("against") if isinstance(block, Mapping) else None
+    target = {"own surface": "the surface of this run"}.get(str(against), "the reference")
+    return f"How far from {target} the coarse force field samples when GROMACS runs it."
 
 
 def evaluations_sentence(summary: Summary) -> str | None:
@@ -385,9 +154,7 @@ def evaluations_sentence(summary: Summary) -> str | None:
     if total is None:
         return None
     fine, flow = lookup(summary, "energy_evaluations.fine_md_steps"), lookup(summary, "energy_evaluations.flow")
-    parts = [
-        f"{count(fine)} steps of fine MD" if fine is not None else "",
-        f"{count(flow)} in the flow" if flow else "",
-    ]
-    detail = " and ".join(part for part in parts if part)
+    parts = [f"{count(fine)} steps of fine MD"] if fine is not None else []
+    parts += [f"{count(flow)} for the flow and its weights"] if flow is not None else []
+    detail = " and ".join(parts)
     return f"The energy was evaluated {count(total)} times" + (f": {detail}." if detail else ".")
