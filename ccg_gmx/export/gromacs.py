@@ -3,6 +3,9 @@
 Bonds and angles become tables (function 8), two torsions that share three beads a CMAP grid, a single torsion a
 tabulated dihedral. There are no non-bonded interactions: all of them are inside the potential.
 
+``mdrun`` finds bonded tables only through its option ``-tableb``; so that a plain ``gmx grompp && gmx mdrun`` runs
+too, the topology carries GROMACS' own functional forms beside the tables (analytic.py); the macro ``TABLES`` chooses.
+
 Facts this file rests on, each checked against ``gmx mdrun -rerun``: tables hold the value and *minus* its slope, per
 degree for angles and torsions; mdrun stops when a coordinate leaves its table, so tables are padded; a CMAP lists its
 values from -180 degrees with the second torsion running fastest, and GROMACS puts a cubic spline through them, which
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,12 +27,14 @@ import numpy as np
 from pydantic import Field
 
 from ccg_gmx.errors import SettingsError, StoreError, TopologyError
+from ccg_gmx.export.analytic import AnalyticForm, analytic_dihedral, analytic_term
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray
 from ccg_gmx.settings import Settings
 from ccg_gmx.units import DEGREES_PER_RADIAN
 
 MDP_NAME = "grompp.mdp"  # what a bare ``gmx grompp`` reads
+TABLES_MDP_NAME = "tables.mdp"
 _TABLE_LETTERS = {"bond": "b", "angle": "a"}
 
 
@@ -78,7 +84,8 @@ class ForceField:
         folder: where it is.
         topology: topol.top.
         structure: conf.gro.
-        mdp: grompp.mdp.
+        mdp: grompp.mdp, for GROMACS' own functional forms.
+        tables_mdp: the same with ``define = -DTABLES``, for the tables.
         tables: the files for ``mdrun -tableb``.
     """
 
@@ -86,6 +93,7 @@ class ForceField:
     topology: Path
     structure: Path
     mdp: Path
+    tables_mdp: Path
     tables: tuple[Path, ...]
 
 
@@ -119,13 +127,35 @@ def write_forcefield(
     _check(potential, molecule, positions)
     files = _tables(potential, settings)
     table_names = tuple(files)
-    files["topol.top"] = _topology(potential, molecule, settings)
+    forms = _analytic_forms(potential)
+    files["topol.top"] = _topology(potential, molecule, forms, settings)
     files["conf.gro"] = _structure(molecule, positions, settings.box_nm)
     files[MDP_NAME] = mdp_text
-    files["README.md"] = _readme(potential, molecule, table_names)
+    files[TABLES_MDP_NAME] = _with_tables(mdp_text)
+    files["README.md"] = _readme(potential, molecule, forms, table_names)
     _replace_folder(folder, files)
-    tables = tuple(folder / name for name in table_names)
-    return ForceField(folder, folder / "topol.top", folder / "conf.gro", folder / MDP_NAME, tables)
+    return ForceField(
+        folder=folder,
+        topology=folder / "topol.top",
+        structure=folder / "conf.gro",
+        mdp=folder / MDP_NAME,
+        tables_mdp=folder / TABLES_MDP_NAME,
+        tables=tuple(folder / name for name in table_names),
+    )
+
+
+def _with_tables(mdp_text: str) -> str:
+    """The mdp text with the macro TABLES defined, a ``define`` of its own kept."""
+    own = re.search(r"(?m)^[ \t]*define[ \t]*=", mdp_text)
+    if own:
+        return f"{mdp_text[: own.end()]} -DTABLES{mdp_text[own.end() :]}"
+    return f"define = -DTABLES\n{mdp_text}"
+
+
+def _analytic_forms(potential: CoarsePotential) -> list[AnalyticForm]:
+    """GROMACS' own form of every term, and of the torsion when there is only one."""
+    forms = [analytic_term(potential, i) for i in range(potential.basis.n_b)]
+    return [*forms, analytic_dihedral(potential)] if potential.basis.n_s == 1 else forms
 
 
 def _check(potential: CoarsePotential, molecule: CoarseMolecule, positions: FloatArray) -> None:
@@ -201,16 +231,20 @@ def _xvg(x: FloatArray, value: FloatArray, slope: FloatArray, title: str) -> str
     )
 
 
-def _topology(potential: CoarsePotential, molecule: CoarseMolecule, settings: GromacsExportSettings) -> str:
+def _topology(
+    potential: CoarsePotential,
+    molecule: CoarseMolecule,
+    forms: Sequence[AnalyticForm],
+    settings: GromacsExportSettings,
+) -> str:
     """The whole topology as text; every bead has a type of its own, which a CMAP type needs."""
-    n, names = molecule.n_beads, _table_numbers(potential)
+    n, two = molecule.n_beads, potential.basis.n_s == 2
     types = [f"B{i + 1}" for i in range(n)]
-    kinds = [term.coordinate.kind for term in potential.basis.terms]
-    out = ["; Coarse model: all interactions are bonded tables (mdrun -tableb) and a CMAP or tabulated dihedral.", ""]
+    out = ["; Coarse model. With the macro TABLES bonded tables (mdrun -tableb), without it analytic forms.", ""]
     out += _section("defaults", ["; nbfunc comb-rule gen-pairs fudgeLJ fudgeQQ", "1 2 no 1.0 1.0"])
     atom_types = [f"{t} 0 {m:.6f} 0.0 A 0.0 0.0" for t, m in zip(types, molecule.masses, strict=True)]
     out += _section("atomtypes", ["; name at.num mass charge ptype sigma epsilon", *atom_types])
-    if potential.basis.n_s == 2:
+    if two:
         out += _section("cmaptypes", _cmap_lines(potential, [types[i] for i in _cmap_beads(molecule)], settings))
     # Excluding every pair is not needed for the physics (no charges, no Lennard-Jones), it saves their computation.
     out += _section("moleculetype", ["; name nrexcl", f"{molecule.name} {n}"])
@@ -220,19 +254,24 @@ def _topology(potential: CoarsePotential, molecule: CoarseMolecule, settings: Gr
         for i in range(n)
     ]
     out += _section("atoms", ["; nr type resnr residue atom cgnr charge mass", *atoms])
+    tables = [f"8 {name[1:]} 1.0" for name in _table_numbers(potential)]
+    kinds = [term.coordinate.kind for term in potential.basis.terms]
     for kind in ("bond", "angle"):
-        lines = [
-            f"{_numbers(beads)} 8 {name[1:]} 1.0"
-            for beads, name, its_kind in zip(molecule.terms, names, kinds, strict=True)
-            if its_kind == kind
-        ]
-        out += _section(f"{kind}s", ["; beads function table factor", *lines])
-    if potential.basis.n_s == 2:
+        chosen = [i for i in range(len(kinds)) if kinds[i] == kind]
+        out += _either_section(f"{kind}s", [(molecule.terms[i], tables[i], forms[i].lines) for i in chosen])
+    if two:
         out += _section("cmap", ["; beads function", f"{_numbers(_cmap_beads(molecule))} 1"])
     else:
-        out += _section("dihedrals", ["; beads function table factor", f"{_numbers(molecule.torsions[0])} 8 0 1.0"])
+        out += _either_section("dihedrals", [(molecule.torsions[0], "8 0 1.0", forms[-1].lines)])
     out += _section("system", [f"{molecule.name} coarse model"]) + _section("molecules", [f"{molecule.name} 1"])
     return "\n".join(out)
+
+
+def _either_section(name: str, terms: Sequence[tuple[tuple[int, ...], str, tuple[str, ...]]]) -> list[str]:
+    """A section with the table of each term, or its analytic form."""
+    tables = [f"{_numbers(beads)} {table}" for beads, table, _ in terms]
+    analytic = [f"{_numbers(beads)} {line}" for beads, _, lines in terms for line in lines]
+    return _section(name, ["#ifdef TABLES", *tables, "#else", *analytic, "#endif"])
 
 
 def _section(name: str, lines: Sequence[str]) -> list[str]:
@@ -270,24 +309,35 @@ def _structure(molecule: CoarseMolecule, positions: FloatArray, box_nm: float) -
     return "\n".join([f"{molecule.name} coarse model", str(molecule.n_beads), *lines, box, ""])
 
 
-def _readme(potential: CoarsePotential, molecule: CoarseMolecule, tables: Sequence[str]) -> str:
-    s_names, terms = potential.basis.torsions.names, ", ".join(t.coordinate.name for t in potential.basis.terms)
-    surface = f"CMAP over ({s_names[0]}, {s_names[1]})" if len(s_names) == 2 else f"tabulated dihedral {s_names[0]}"
+def _readme(
+    potential: CoarsePotential, molecule: CoarseMolecule, forms: Sequence[AnalyticForm], tables: Sequence[str]
+) -> str:
+    s_names = potential.basis.torsions.names
+    names = [term.coordinate.name for term in potential.basis.terms] + list(s_names if len(s_names) == 1 else ())
+    surface = f"a CMAP over ({s_names[0]}, {s_names[1]})" if len(s_names) == 2 else "one torsion"
+    accuracy = "\n".join(f"| {name} | {form.rms_kT:.1e} |" for name, form in zip(names, forms, strict=True))
     return f"""# Coarse model of {molecule.name}
 
-{molecule.n_beads} beads, fitted at {potential.temperature_K:g} K by ccg_gmx. Run it, in this folder:
+{molecule.n_beads} beads, fitted at {potential.temperature_K:g} K by ccg_gmx. In this folder:
 
-    gmx grompp && gmx mdrun -tableb *.xvg
+    gmx grompp && gmx mdrun
 
-`gmx grompp` reads {MDP_NAME}, conf.gro and topol.top and writes topol.tpr. `mdrun` does not look for bonded tables
-by itself: `-tableb` names them, here all of {" ".join(tables)}. With files from another place:
+runs it with GROMACS' own functional forms for the bonded terms. With the fitted terms themselves, as tables
+(`mdrun` finds them only when `-tableb` names them):
 
-    gmx grompp -f {MDP_NAME} -c conf.gro -p topol.top -o coarse.tpr
-    gmx mdrun -s coarse.tpr -tableb {" ".join(tables)}
+    gmx grompp -f {TABLES_MDP_NAME} && gmx mdrun -tableb *.xvg
 
-The potential is one per Cartesian volume of the beads (plain dynamics needs no extra term) and separable:
-{surface}, and one table each for {terms}.
-There are no non-bonded interactions. Outside the range of the data the tables continue as stiff parabolas.
+{TABLES_MDP_NAME} is {MDP_NAME} with `define = -DTABLES`; the tables are {", ".join(tables)}.
+
+The potential is one per Cartesian volume of the beads (plain dynamics needs no further term) and separable: {surface}
+and a term for each bond and angle. There are no non-bonded interactions. Outside the range of the data the
+tables continue as stiff parabolas.
+
+How far the analytic forms are from the tables, Boltzmann-weighted rms:
+
+| term | kT |
+|---|---|
+{accuracy}
 """
 
 

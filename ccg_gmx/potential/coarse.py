@@ -153,8 +153,7 @@ class CoarsePotential:
         """Log-density of the bead bonds and angles, ``[M]``, per nm^bonds radian^angles; -inf outside their support."""
         total = np.zeros(len(b))
         for i in range(self.basis.n_b):
-            points, log_p = self._log_profile(i)
-            log_z = logsumexp(log_p, b=_trapezoid(points))
+            points, _, log_z = self._profile(i)
             inside = (b[:, i] > points[0]) & (b[:, i] < points[-1])
             x = np.where(inside, b[:, i], self.basis.terms[i].lo + 0.5 * self.basis.terms[i].spacing)
             value = self.basis.terms[i].log_jacobian(x) - self._term(i, x) - log_z
@@ -210,23 +209,31 @@ class CoarsePotential:
         slopes = [self.grid(cells, tuple(int(i == j) for j in range(n_s))) for i in range(n_s)]
         return (self.grid(cells) - half * np.sum(np.abs(slopes), axis=0)) / self.kT - bound
 
-    def _log_profile(self, i: int) -> tuple[FloatArray, FloatArray]:
-        """Points and unnormalised log-density of ``b_i``; the range holds all but about exp(-100) of the mass."""
+    def term_density(self, i: int) -> tuple[FloatArray, FloatArray]:
+        """Points ``[R]`` (nm or radians) and the normalised log-density of ``b_i`` there, flat in ``b_i``."""
+        points, log_p, log_z = self._profile(i)
+        return points, log_p - log_z
+
+    def _profile(self, i: int) -> tuple[FloatArray, FloatArray, float]:
+        """Points, unnormalised log-density of ``b_i``, log of its integral.
+
+        The wall is at least ``min_curvature`` stiff, so the range leaves out about exp(-100) of the mass.
+        """
         term = self.basis.terms[i]
         reach = max(math.sqrt(200.0 / term.min_curvature) if term.min_curvature > 0 else 0.0, term.hi - term.lo)
         top = math.inf if term.coordinate.kind == "bond" else math.pi
-        points = np.linspace(max(term.lo - reach, 0.0), min(term.hi + reach, top), _QUANTILE_POINTS)
+        points = np.linspace(max(term.lo - reach, 0.0), min(term.hi + reach, top), _QUANTILE_POINTS, dtype=np.float64)
         with np.errstate(divide="ignore"):  # ln 0 at the ends of the support is the density 0 that is meant
             log_p = term.log_jacobian(points) - self._term(i, points)
-        return points, log_p
+        return points, log_p, float(logsumexp(log_p, b=_trapezoid(points)))
 
     def sample_b(self, n: int, seed: int) -> FloatArray:
         """Independent bead bonds and angles from :meth:`log_density_b`, by inverse distribution; ``[n, n_b]``."""
         rng = np.random.default_rng(seed)
         b = np.empty((n, self.basis.n_b))
         for i in range(self.basis.n_b):
-            points, log_p = self._log_profile(i)
-            density = np.exp(log_p - log_p.max())
+            points, log_p = self.term_density(i)
+            density = np.exp(log_p)
             mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(points))])
             b[:, i] = np.interp(rng.random(n) * mass[-1], mass, points)
         return b
