@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.report import style
-from ccg_gmx.report.profiles import Profile, WeightStatistics, aligned_difference, profiles
+from ccg_gmx.report.profiles import Profile, WeightStatistics, aligned, aligned_difference, profiles
 from ccg_gmx.units import DEGREES_PER_RADIAN
 
 CAP_KT = 16.0
@@ -187,7 +187,8 @@ def profile_figure(curves: list[tuple[str, str, Profile]], cap: float) -> Figure
     """
     figure = style.new_figure(5.2, 3.0)
     axes = style.open_axes(figure)
-    for index, (label, colour, profile) in enumerate(curves):
+    for index, (label, colour, own) in enumerate(curves):
+        profile = aligned(own, curves[0][2])
         degrees = np.append(profile.degrees, 180.0)
         f, error = (np.ma.masked_invalid(np.append(v, v[:1])) for v in (profile.f, profile.error))
         axes.fill_between(degrees, f - 2 * error, f + 2 * error, color=colour, alpha=0.22, lw=0)

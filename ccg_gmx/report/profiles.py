@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import logsumexp, rel_entr
@@ -96,6 +96,21 @@ def aligned_difference(f: FloatArray, reference: FloatArray) -> FloatArray:
     if weight.sum() == 0.0:
         return np.full(f.shape, np.nan)
     return np.where(both, difference - np.sum(weight * difference) / weight.sum(), np.nan)
+
+
+def aligned(profile: Profile, to: Profile) -> Profile:
+    """Return a profile shifted so that it agrees with another on average (see ``aligned_difference``).
+
+    Minimum 0 would shift a noisy curve by its luckiest bin. Profiles on different grids come back as they are.
+    """
+    if profile.f.shape != to.f.shape:
+        return profile
+    difference = aligned_difference(profile.f, to.f)
+    both = np.isfinite(difference)
+    if not both.any():
+        return profile
+    shift = difference[both][0] - (profile.f[both][0] - to.f[both][0])
+    return replace(profile, f=profile.f + shift)
 
 
 @dataclass(frozen=True)

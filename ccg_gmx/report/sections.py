@@ -157,7 +157,7 @@ def _profile_pictures(data: ReportData, cap: float) -> list[Html]:
     sources = [("this run", style.OURS, data.surface), ("reference", style.REFERENCE, data.reference),
                ("coarse MD", style.COARSE, data.coarse_surface)]  # fmt: skip
     along = [(label, colour, profiles(surface)) for label, colour, surface in sources if surface is not None]
-    caption = "Bands: two standard errors. The curves should lie within each other's bands near the minima."
+    caption = "Bands: two standard errors. Set to agree on average; they should lie within each other's bands near the minima."
     return [
         picture(
             plots.profile_figure([(label, colour, found[axis]) for label, colour, found in along], cap),
@@ -364,8 +364,6 @@ def provenance(data: ReportData, manifest: Mapping[str, object]) -> Section | No
         parts.append(tag("ul", *(tag("li", str(item)) for item in assumptions), class_="plain-list"))
     loose = [name for name in ("seed", "seeds") if name in data.summary and name not in manifest]
     seeds = {name: data.summary[name] for name in loose}
-        name: data.summary[name] for name in ("seed", "seeds") if name in data.summary and name not in manifest
-    }
     for name, value in {**seeds, **manifest}.items():
         items = flatten(value) if isinstance(value, Mapping) else flatten({name: value})
         if items:

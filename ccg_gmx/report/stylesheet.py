@@ -31,9 +31,9 @@ p { margin: 6px 0; max-width: 78ch; }
 .verdict ul { margin: 6px 0 0; padding-left: 1.2em; max-width: 90ch; }
 .verdict li { margin: 3px 0; }
 .note, figcaption, .soft { color: var(--soft); font-size: 0.88rem; line-height: 1.45; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 285px), 1fr)); gap: 16px;
-  margin-top: 12px; }
-.figures.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.figures { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px; margin-top: 12px; }
+.figures.wide { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+@media (max-width: 900px) { .figures, .figures.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); } }
 .figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 560px; height: auto; background: #fff;
