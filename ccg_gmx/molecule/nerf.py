@@ -58,15 +58,31 @@ def wrap(value: Tensor, centre: Tensor | float, period: float = TWO_PI) -> Tenso
     return value - turns * period
 
 
-def place_atoms(p: Tensor, a: Tensor, t: Tensor, bond: Tensor, theta: Tensor, torsion: Tensor) -> Tensor:
-    """Place atoms x with given |x-p|, angle x-p-a and dihedral x-p-a-t (natural extension reference frame).
-
-    Reference: Parsons et al., doi:10.1002/jcc.20237.
+def local_frames(p: Tensor, a: Tensor, t: Tensor) -> Tensor:
+    """Origin and orthonormal axes to place atoms from: p, along a -> p, in the half-plane of t, and normal to it.
 
     Args:
         p: ``[3, n, B]`` nm, bonded parents.
         a: ``[3, n, B]`` nm, angle references.
         t: ``[3, n, B]`` nm, torsion references, not on the line p-a.
+
+    Returns:
+        ``[4, 3, n, B]``.
+    """
+    along = p - a
+    along = along * dot(along, along).rsqrt()
+    normal = cross(a - t, along)
+    normal = normal * dot(normal, normal).rsqrt()
+    return torch.stack((p, along, cross(normal, along), normal))
+
+
+def place_atoms(frames: Tensor, bond: Tensor, theta: Tensor, torsion: Tensor) -> Tensor:
+    """Place atoms x with given |x-p|, angle x-p-a and dihedral x-p-a-t (natural extension reference frame).
+
+    Reference: Parsons et al., doi:10.1002/jcc.20237.
+
+    Args:
+        frames: ``[4, 3, n, B]`` of :func:`local_frames`.
         bond: ``[n, B]`` nm.
         theta: ``[n, B]`` radians.
         torsion: ``[n, B]`` radians.
@@ -74,10 +90,8 @@ def place_atoms(p: Tensor, a: Tensor, t: Tensor, bond: Tensor, theta: Tensor, to
     Returns:
         ``[3, n, B]`` nm.
     """
-    u = p - a
-    u = u * dot(u, u).rsqrt()
-    n = cross(a - t, u)
-    n = n * dot(n, n).rsqrt()
-    m = cross(n, u)
+    p, along, side, normal = frames.unbind(0)
     across = bond * torch.sin(theta)
-    return p - (bond * torch.cos(theta)) * u + (across * torch.cos(torsion)) * m + (across * torch.sin(torsion)) * n
+    x = torch.addcmul(p, bond * torch.cos(theta), along, value=-1.0)
+    x = torch.addcmul(x, across * torch.cos(torsion), side)
+    return torch.addcmul(x, across * torch.sin(torsion), normal)

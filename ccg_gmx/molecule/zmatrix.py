@@ -8,6 +8,7 @@ doi:10.1021/ma60054a012, for the Jacobian of bonds, angles and torsions.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -59,7 +60,8 @@ class InternalCoordinates(torch.nn.Module):
     _torsion_order: Tensor
     _b_centre: Tensor
     _row_atoms: Tensor
-    _row_slots: Tensor
+    _frame_slots: Tensor
+    _frame_of_row: Tensor
     _slot_of_atom: Tensor
     _siblings: Tensor
     _rotor_atoms: Tensor
@@ -105,16 +107,33 @@ class InternalCoordinates(torch.nn.Module):
         tree, rows = self.tree, self.tree.rows
         row_of = {row.atom: k for k, row in enumerate(rows)}
         slot = {atom: k for k, atom in enumerate((*tree.beads, *row_of))}
-        self._index("_row_atoms", [(r.atom, r.parent, r.angle_ref, r.measured_from) for r in rows])
-        self._index("_row_slots", [[slot[a] for a in (r.parent, r.angle_ref, r.torsion_ref)] for r in rows])
+        measured = [(row.atom, row.parent, row.angle_ref, row.measured_from) for row in rows]
+        self._index("_row_atoms", np.array(measured, dtype=np.int64).reshape(-1, 4))
         self._index("_slot_of_atom", [slot[atom] for atom in range(self.n_atoms)])
-        levels = np.array([row.level for row in rows])
-        self._levels = [(int(k[0]), int(k[-1]) + 1) for k in (np.flatnonzero(levels == n) for n in np.unique(levels))]
+        self._register_levels(slot)
         siblings = [(k, row_of[row.measured_from]) for k, row in enumerate(rows) if row.shares_references]
         self._index("_siblings", np.array(siblings, dtype=np.int64).reshape(-1, 2))
         self._index("_rotor_atoms", np.array(tree.rotors, dtype=np.int64).reshape(-1, 3))
-        self._index("_rotor_rows", np.array([[row_of[a] for a in r] for r in tree.rotors]).reshape(-1, 3))
+        self._index(
+            "_rotor_rows", np.array([[row_of[a] for a in r] for r in tree.rotors], dtype=np.int64).reshape(-1, 3)
+        )
         self._constant("_y_centre", [c.centre for c in self.y[2 * len(rows) :]])
+
+    def _register_levels(self, slot: Mapping[int, int]) -> None:
+        """Slices of rows and of local frames, level by level; siblings share a frame, which is computed once."""
+        self._levels: list[tuple[slice, slice]] = []
+        frame_slots: list[list[int]] = []
+        frame_of_row: list[int] = []
+        for _, group in itertools.groupby(self.tree.rows, key=lambda row: row.level):
+            references = [(row.parent, row.angle_ref, row.torsion_ref) for row in group]
+            unique = list(dict.fromkeys(references))
+            rows = slice(len(frame_of_row), len(frame_of_row) + len(references))
+            frames = slice(len(frame_slots), len(frame_slots) + len(unique))
+            self._levels.append((rows, frames))
+            frame_slots += [[slot[atom] for atom in reference] for reference in unique]
+            frame_of_row += [unique.index(reference) for reference in references]
+        self._index("_frame_slots", np.array(frame_slots, dtype=np.int64).reshape(-1, 3))
+        self._index("_frame_of_row", frame_of_row)
 
     def _register_chirality(self) -> None:
         centres = np.array(stereocentres(self.tree.graph), dtype=np.int64).reshape(-1, 4)
@@ -199,19 +218,18 @@ class InternalCoordinates(torch.nn.Module):
         reach, side = bonds[0] - bonds[1] * torch.cos(angles[0]), bonds[1] * torch.sin(angles[0])
         placed = [torch.stack(point)[:, None] for point in ((zero,) * 3, (bonds[0], zero, zero), (reach, side, zero))]
         for k in range(3, n):
-            one = slice(k - 3, k - 2)
-            p, a, t = placed[-1], placed[-2], placed[-3]
-            placed.append(nerf.place_atoms(p, a, t, bonds[k - 1 : k], angles[k - 2 : k - 1], torsions[one]))
+            frame = nerf.local_frames(placed[-1], placed[-2], placed[-3])
+            placed.append(nerf.place_atoms(frame, bonds[k - 1, None], angles[k - 2, None], torsions[k - 3, None]))
         return torch.cat(placed, dim=1)
 
     def _place(self, x: Tensor, y: Tensor) -> Tensor:
-        bonds, angles, torsions = self._columns(y, self.n_y, "y").chunk(3)
+        bonds, angles, torsions = self._columns(y, self.n_y, "y").tensor_split(3)
         torsions = self._absolute_torsions(torsions)
         placed = x
-        for start, stop in self._levels:
-            p, a, t = (placed.index_select(1, slots) for slots in self._row_slots[start:stop].T)
-            rows = slice(start, stop)
-            placed = torch.cat((placed, nerf.place_atoms(p, a, t, bonds[rows], angles[rows], torsions[rows])), dim=1)
+        for rows, frames in self._levels:
+            p, a, t = (placed.index_select(1, slots) for slots in self._frame_slots[frames].T)
+            axes = nerf.local_frames(p, a, t).index_select(2, self._frame_of_row[rows])
+            placed = torch.cat((placed, nerf.place_atoms(axes, bonds[rows], angles[rows], torsions[rows])), dim=1)
         return placed.index_select(1, self._slot_of_atom).permute(2, 1, 0).contiguous()
 
     def _absolute_torsions(self, torsions: Tensor) -> Tensor:
@@ -273,7 +291,8 @@ class InternalCoordinates(torch.nn.Module):
             The same frames with other labels, same type as ``r``. The energy does not change.
         """
         if isinstance(r, np.ndarray):
-            return np.take_along_axis(r, self.relabel_index(torch.as_tensor(r)).numpy()[..., None], axis=1)
+            order = self.relabel_index(torch.as_tensor(r, device=self._beads.device)).cpu().numpy()
+            return np.take_along_axis(r, order[..., None], axis=1)
         return torch.take_along_dim(r, self.relabel_index(r)[..., None], dim=1)
 
     def chirality_errors(self, r: Array) -> np.ndarray:
@@ -282,7 +301,7 @@ class InternalCoordinates(torch.nn.Module):
         Args:
             r: ``[B, N, 3]`` nm.
         """
-        signs = torch.sign(self._signed_volumes(torch.as_tensor(r)))
+        signs = torch.sign(self._signed_volumes(torch.as_tensor(r, device=self._beads.device)))
         return torch.ne(signs, self._handedness.to(signs)).sum(dim=1).cpu().numpy()
 
     def _signed_volumes(self, r: Tensor) -> Tensor:
@@ -311,7 +330,8 @@ def _log_volume(values: Tensor, n_bonds: int, n_angles: int) -> Tensor:
 
 
 def _inside(coordinates: Sequence[Coordinate], values: Tensor) -> Tensor:
-    low, high = torch.tensor([_ends(c) for c in coordinates], dtype=values.dtype, device=values.device).T
+    ends = torch.tensor([_ends(c) for c in coordinates], dtype=values.dtype, device=values.device)
+    low, high = ends.reshape(-1, 2).T
     return ((values >= low) & (values < high)).all(dim=1)
 
 
