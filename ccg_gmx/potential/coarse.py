@@ -67,7 +67,7 @@ class CoarsePotential:
     residual: FitResidual
 
     @property
-    def kT(self) -> float:  # noqa: N802 - the symbol is the field's own
+    def kT(self) -> float:
         """Thermal energy in kJ/mol."""
         return thermal_energy(self.temperature_K)
 
