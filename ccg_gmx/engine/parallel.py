@@ -13,7 +13,7 @@ import queue
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
@@ -126,8 +126,10 @@ def _run_in_pool(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, meter: _Meter
 ) -> list[Result]:
     context = multiprocessing.get_context("spawn")
-    reports, pids = context.SimpleQueue(), context.SimpleQueue()
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(), reports, pids))
+    reports, pids, stop = context.SimpleQueue(), context.SimpleQueue(), context.Event()
+    executor = ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(os.getpid(), reports, pids, stop)
+    )
     try:
         futures = [executor.submit(_run_in_worker, function, index, task) for index, task in enumerate(tasks)]
         _follow(futures, reports, meter)
@@ -139,6 +141,7 @@ def _run_in_pool(
             remedy="most often the memory ran out: use fewer workers",
         ) from error
     except BaseException:
+        stop.set()  # for workers that are still starting and have not said who they are
         _terminate(pids)
         raise
     finally:
@@ -174,10 +177,11 @@ def _terminate(pids: Any) -> None:
 
 
 _worker_sink: Callable[[int, float], None] | None = None
+_worker_stop: Any = None
 
 
-def _start_worker(parent: int, reports: Any, pids: Any) -> None:
-    global _worker_sink
+def _start_worker(parent: int, reports: Any, pids: Any, stop: Any) -> None:
+    global _worker_sink, _worker_stop
     die_with_parent(parent)
     # Ctrl-C reaches the whole terminal group; the parent decides and then stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -186,7 +190,7 @@ def _start_worker(parent: int, reports: Any, pids: Any) -> None:
     if "torch" in sys.modules:  # it read the environment when it was loaded; one that loads later will
         sys.modules["torch"].set_num_threads(1)
     pids.put(os.getpid())
-    _worker_sink = partial(_send, reports)
+    _worker_sink, _worker_stop = partial(_send, reports), stop
 
 
 def _send(reports: Any, index: int, fraction: float) -> None:
@@ -194,4 +198,6 @@ def _send(reports: Any, index: int, fraction: float) -> None:
 
 
 def _run_in_worker(function: Callable[[Task], Result], index: int, task: Task) -> Result:
+    if _worker_stop.is_set():
+        raise CancelledError
     return _call(function, index, task, _worker_sink)
