@@ -34,7 +34,8 @@ class InternalCoordinates(torch.nn.Module):
 
     Rotor coordinates: three identical atoms at torsions chi1, chi1 + d2, chi1 + d3 are written as (m, d2, d3) with
     m = chi1 + (d2 + d3) / 3. A cyclic relabelling then shifts m by exactly 2 pi / 3, so one third of the circle holds
-    every arrangement once.
+    every arrangement once. (Exact while neighbouring atoms are less than pi apart; three atoms on one half of the
+    circle are hundreds of kJ/mol away.)
 
     Every method takes and returns float32 or float64 tensors, is differentiable and batched over B frames.
     The object has no parameters; it is a module so that ``.to(device)`` moves its index tensors.
