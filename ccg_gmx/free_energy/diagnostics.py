@@ -113,6 +113,9 @@ def forward_ess_fraction(forward_log_w: FloatArray) -> float:
     Over many coarse points w must be normalised per point: give ``ln w + f(s)``. It is then the harmonic mean of the
     fractions over the frames' s.
 
+    Where q is more than sqrt(2) times wider than p, E_p[1/w] converges slowly and from below, and the fraction is a
+    little too high; the reverse fraction shows that case well.
+
     Args:
         forward_log_w: ``[T]`` log-weights at held-out fine frames; ``+inf`` (outside q's support) gives 0.
     """

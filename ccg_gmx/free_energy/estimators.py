@@ -125,8 +125,9 @@ def bar(log_w_forward: FloatArray, log_w_reverse: FloatArray) -> BarEstimate:
     """Bennett acceptance ratio between fine frames of p and draws of q, doi:10.1016/0021-9991(76)90078-4.
 
     With x = ln w + f + ln(n_p / n_q), f solves ``sum_q sigma(x) = sum_p sigma(-x)``, sigma the logistic function; the
-    left side rises with f and the right side falls, so the root is unique. The error is Bennett's eq. 10a for
-    independent samples: thin correlated fine frames first.
+    left side rises with f and the right side falls, so the root is unique. The error is that of the maximum
+    likelihood form (Shirts et al. 2003, doi:10.1103/PhysRevLett.91.140601), which grows without bound when the two
+    sides do not overlap; it takes samples for independent: thin correlated fine frames first.
 
     Args:
         log_w_forward: ``[n_p]`` log-weights at fine frames (of p).
@@ -150,9 +151,10 @@ def bar(log_w_forward: FloatArray, log_w_reverse: FloatArray) -> BarEstimate:
 
     edge = 1.0 + np.abs(finite + shift).max() + np.log(at_p.size + at_q.size)
     f = brentq(imbalance, -edge, edge, xtol=1e-12)
-    terms = (log_expit(at_q + f + shift), log_expit(-(at_p + f + shift)))
-    variance = sum((np.exp(logsumexp(2 * t) + np.log(t.size) - 2 * logsumexp(t)) - 1) / t.size for t in terms)
-    return BarEstimate(float(f), float(np.sqrt(variance)))
+    x = np.concatenate([at_p, at_q]) + f + shift
+    information = logsumexp(log_expit(x) + log_expit(-x))
+    variance = np.exp(-information) - 1 / at_p.size - 1 / at_q.size
+    return BarEstimate(float(f), float(np.sqrt(max(variance, 0.0))))
 
 
 def global_average(log_W: FloatArray, observable: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -24,18 +24,18 @@ Progress = Callable[[int, int], object]
 
 
 class ConditionalDensity(Protocol):
-    """What this module asks of a flow: a ladder q(b | s) q(y | s, b) whose rows do not depend on each other."""
+    """What this module asks of a flow: a float64 ladder q(b | s) q(y | s, b) with independent rows."""
 
-    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, s: Tensor, generator: torch.Generator, /) -> tuple[Tensor, Tensor, Tensor]:
         """Draw ``b [B, n_b]``, ``y [B, n_y]`` and ``ln q(b, y | s) [B]`` at ``s [B, n_s]``."""
 
-    def log_prob(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    def log_prob(self, b: Tensor, y: Tensor, s: Tensor, /) -> Tensor:
         """Return ``ln q(b, y | s) [B]``."""
 
-    def base_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def base_noise(self, count: int, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
         """Draw base noise ``z_b [B, n_b]``, ``z_y [B, n_y]``."""
 
-    def push_rest(self, s: Tensor, b: Tensor, z_y: Tensor) -> tuple[Tensor, Tensor]:
+    def push_rest(self, s: Tensor, b: Tensor, z_y: Tensor, /) -> tuple[Tensor, Tensor]:
         """Map noise to ``y [B, n_y]`` and ``ln q(y | s, b) [B]``, differentiable in s and b."""
 
 
@@ -173,7 +173,7 @@ def forward_log_weights(flow: ConditionalDensity, split: CoarseSplit, chunk: int
     """
     out = np.empty(len(split.s))
     for rows in _chunks(len(out), chunk):
-        log_q = flow.log_prob(_as_tensor(split.s[rows]), _as_tensor(split.b[rows]), _as_tensor(split.y[rows]))
+        log_q = flow.log_prob(*(_as_tensor(x[rows]) for x in (split.b, split.y, split.s)))
         out[rows] = log_weights(split.u[rows], log_q.double().cpu().numpy())
     if lost := int(np.isnan(out).sum() + np.isneginf(out).sum()):
         raise CcgError(

@@ -1,0 +1,269 @@
+"""Analytic systems shared by the tests: a target with known f(s), a proposal with known density, and fine frames of p.
+
+Each system is a small class with
+
+* ``target(s, b, y) -> u [B]``: reduced potential, torch, differentiable;
+* ``flow``: a proposal q(b, y | s) of known density, deliberately not the exact one;
+* ``f(s [M, n_s]) -> [M]``: the exact -ln Z(s), with its absolute value;
+* ``frames(count, rng) -> CoarseSplit``: independent fine frames of p, where they can be drawn exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.special import i0e
+from torch import Tensor
+
+from ccg_gmx.records import CoarseSplit, FloatArray, WeightedDraws
+
+LOG_2PI = math.log(2 * math.pi)
+Function = Callable[..., Tensor]
+
+
+class GaussianLadder:
+    """Proposal q(b | s) q(y | s, b): Gaussians of given conditional mean and width (each ``[B, n]`` and ``[B, n]``)."""
+
+    def __init__(self, n_b: int, n_y: int, beads: Function, rest: Function) -> None:
+        self.n_b, self.n_y, self.beads, self.rest = n_b, n_y, beads, rest
+
+    def base_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return tuple(torch.randn(count, n, generator=generator, dtype=torch.float64) for n in (self.n_b, self.n_y))  # type: ignore[return-value]
+
+    def push_rest(self, s: Tensor, b: Tensor, z_y: Tensor) -> tuple[Tensor, Tensor]:
+        mean, width = self.rest(s, b)
+        return mean + width * z_y, _log_normal(z_y, width)
+
+    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        z_b, z_y = self.base_noise(len(s), generator)
+        mean, width = self.beads(s)
+        b = mean + width * z_b
+        y, log_q = self.push_rest(s, b, z_y)
+        return b, y, log_q + _log_normal(z_b, width)
+
+    def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        (mean_b, width_b), (mean_y, width_y) = self.beads(s), self.rest(s, b)
+        return _log_normal((b - mean_b) / width_b, width_b) + _log_normal((y - mean_y) / width_y, width_y)
+
+
+def _log_normal(z: Tensor, width: Tensor) -> Tensor:
+    return (-0.5 * z**2 - 0.5 * LOG_2PI - torch.log(width)).sum(dim=-1)
+
+
+def constant(mean: float, width: float, n: int = 1) -> Function:
+    """Conditional that does not look at its condition."""
+    return lambda s, *_: (torch.full((len(s), n), mean).double(), torch.full((len(s), n), width).double())
+
+
+class GaussianSystem:
+    """(i) Joint Gaussian of (s, b, y), one variable each: u = 1/2 x^T A x. f, its gradient and chi^2 are known."""
+
+    precision = np.array([[2.0, 0.6, -0.4], [0.6, 1.5, 0.5], [-0.4, 0.5, 3.0]])
+
+    def __init__(self, widen: float = 1.3) -> None:
+        A = self.precision
+        rest, self.covariance = A[1:, 1:], np.linalg.inv(A)
+        self.log_volume = LOG_2PI - 0.5 * np.linalg.slogdet(rest)[1]
+        self.curvature = A[0, 0] - A[0, 1:] @ np.linalg.solve(rest, A[1:, 0])
+        # q has the exact conditional means and too wide conditional Gaussians.
+        var_b = np.linalg.inv(rest)[0, 0]
+        slope_b = -np.linalg.solve(rest, A[1:, 0])[0]
+        self.widen, self.var_b, self.var_y = widen, var_b, 1 / A[2, 2]
+        self.flow = GaussianLadder(
+            1,
+            1,
+            lambda s: (slope_b * s, torch.full_like(s, widen * math.sqrt(var_b))),
+            lambda s, b: (-(A[2, 0] * s + A[2, 1] * b) / A[2, 2], torch.full_like(b, widen * math.sqrt(self.var_y))),
+        )
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        x = torch.cat([s, b, y], dim=1)
+        return 0.5 * ((x @ torch.from_numpy(self.precision)) * x).sum(dim=1)
+
+    def f(self, s: FloatArray) -> FloatArray:
+        return 0.5 * self.curvature * s[:, 0] ** 2 - self.log_volume
+
+    def bead_gradient(self, s: FloatArray, b: FloatArray) -> FloatArray:
+        """``[M, 2]`` derivative of -ln int exp(-u) dy by (s, b)."""
+        A = self.precision
+        reduced = A[:2, :2] - np.outer(A[:2, 2], A[2, :2]) / A[2, 2]
+        return np.concatenate([s, b], axis=1) @ reduced
+
+    @property
+    def kish_fraction(self) -> float:
+        """Exact limit: per dimension, 1 / E_q[(w/Z)^2] = sqrt(2 c^2 - 1) / c^2 with c = width of q over that of p."""
+        return (2 * self.widen**2 - 1) / self.widen**4
+
+    def frames(self, count: int, rng: np.random.Generator) -> CoarseSplit:
+        x = rng.multivariate_normal(np.zeros(3), self.covariance, size=count)
+        u = 0.5 * np.einsum("ti,ij,tj->t", x, self.precision, x)
+        return CoarseSplit(x[:, :1], x[:, 1:2], x[:, 2:], u, np.zeros(count, dtype=np.int64))
+
+
+class RadiusSystem:
+    """(ii) s = the radius in a plane, y = the polar angle: u = U(x, y) - ln r, f(r) by a Bessel function."""
+
+    stiffness = (1.0, 4.0)
+
+    def __init__(self, jacobian_power: float = 1.0) -> None:
+        self.power = jacobian_power
+        self.flow = UniformAngle()
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        a, c = self.stiffness
+        energy = 0.5 * s[:, 0] ** 2 * (a * torch.cos(y[:, 0]) ** 2 + c * torch.sin(y[:, 0]) ** 2)
+        return energy - self.power * torch.log(s[:, 0])
+
+    def f(self, s: FloatArray) -> FloatArray:
+        a, c = self.stiffness
+        r2 = s[:, 0] ** 2
+        x = r2 * abs(a - c) / 4
+        return -(np.log(2 * np.pi * s[:, 0]) - r2 * (a + c) / 4 + np.log(i0e(x)) + x)
+
+    def frames(self, count: int, rng: np.random.Generator) -> CoarseSplit:
+        x = rng.standard_normal((count, 2)) / np.sqrt(self.stiffness)
+        s, y = np.hypot(x[:, 0], x[:, 1])[:, None], np.arctan2(x[:, 1], x[:, 0])[:, None]
+        b = np.empty((count, 0))
+        u = self.target(*(torch.from_numpy(q) for q in (s, b, y))).numpy()
+        return CoarseSplit(s, b, y, u, np.zeros(count, dtype=np.int64))
+
+
+class UniformAngle:
+    """Proposal without beads: one angle, uniform on the circle."""
+
+    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        y = 2 * math.pi * torch.rand(len(s), 1, generator=generator, dtype=torch.float64) - math.pi
+        return s[:, :0], y, torch.full((len(s),), -LOG_2PI, dtype=torch.float64)
+
+    def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        return torch.full((len(s),), -LOG_2PI, dtype=torch.float64)
+
+
+class PolarAngleSystem:
+    """(ii) s = the polar angle theta in space; b = ln r; y = azimuth.
+
+    r = exp(b), so |dr/dq| = r^3 sin(theta). U = (x^2 + y^2) / 2 s1^2 + z^2 / 2 s2^2 makes the radial integral of
+    r^2 exp(-a r^2 / 2) equal sqrt(pi / 2) a^(-3/2) with a = sin^2 / s1^2 + cos^2 / s2^2.
+    """
+
+    widths = (1.0, 0.6)
+
+    def __init__(self) -> None:
+        self.beads = GaussianLadder(1, 0, constant(0.3, 0.6), lambda s, b: (s[:, :0], s[:, :0]))
+        self.angle = UniformAngle()
+        self.flow = self
+
+    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        b, _, log_b = self.beads.draw(s, generator)
+        _, y, log_y = self.angle.draw(s, generator)
+        return b, y, log_b + log_y
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        r2, theta = torch.exp(2 * b[:, 0]), s[:, 0]
+        energy = 0.5 * r2 * self._stiffness(torch.sin(theta), torch.cos(theta))
+        return energy - 3 * b[:, 0] - torch.log(torch.sin(theta))
+
+    def f(self, s: FloatArray) -> FloatArray:
+        a = self._stiffness(np.sin(s[:, 0]), np.cos(s[:, 0]))
+        return -np.log(2 * np.pi * np.sin(s[:, 0]) * math.sqrt(math.pi / 2) * a**-1.5)
+
+    def _stiffness(self, sine, cosine):
+        return sine**2 / self.widths[0] ** 2 + cosine**2 / self.widths[1] ** 2
+
+
+class MuellerBrown:
+    """(iii) Mueller-Brown potential (doi:10.1007/BF00547608) times beta, s = x, y = y, f by quadrature."""
+
+    A = np.array([-200.0, -100.0, -170.0, 15.0])
+    a = np.array([-1.0, -1.0, -6.5, 0.7])
+    b = np.array([0.0, 0.0, 11.0, 0.6])
+    c = np.array([-10.0, -10.0, -6.5, 0.7])
+    x0 = np.array([1.0, 0.0, -0.5, -1.0])
+    y0 = np.array([0.0, 0.5, 1.5, 1.0])
+
+    def __init__(self, beta: float = 0.05) -> None:
+        self.beta = beta
+        # A broad Gaussian whose mean follows the valley roughly.
+        self.flow = GaussianLadder(
+            0,
+            1,
+            lambda s: (s[:, :0], s[:, :0]),
+            lambda s, b: (0.6 - 0.7 * s, torch.full_like(s, 0.6)),
+        )
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        dx, dy = s - torch.from_numpy(self.x0), y - torch.from_numpy(self.y0)
+        a, b_, c, A = (torch.from_numpy(v) for v in (self.a, self.b, self.c, self.A))
+        return self.beta * (A * torch.exp(a * dx**2 + b_ * dx * dy + c * dy**2)).sum(dim=1)
+
+    def f(self, s: FloatArray) -> FloatArray:
+        y = np.linspace(-4.0, 6.0, 8001)
+        out = []
+        for x in s[:, 0]:
+            at = torch.from_numpy(np.full((len(y), 1), x))
+            u = self.target(at, at[:, :0], torch.from_numpy(y[:, None])).numpy()
+            out.append(-np.log(np.trapezoid(np.exp(-(u - u.min())), y)) + u.min())
+        return np.array(out)
+
+
+class TwoModes:
+    """At every s, y has two narrow modes of equal weight at +-6; q may know one of them only. f = 0."""
+
+    def __init__(self, both: bool) -> None:
+        self.both = both
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        modes = torch.stack([-0.5 * (y[:, 0] - centre) ** 2 for centre in (-6.0, 6.0)])
+        return 0.5 * LOG_2PI + math.log(2) - torch.logsumexp(modes, dim=0)
+
+    def f(self, s: FloatArray) -> FloatArray:
+        return np.zeros(len(s))
+
+    @property
+    def flow(self) -> TwoModes:
+        return self
+
+    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        side = torch.randint(2, (len(s), 1), generator=generator).double() * 12 - 6 if self.both else 6.0
+        y = side + 1.1 * torch.randn(len(s), 1, generator=generator, dtype=torch.float64)
+        return s[:, :0], y, self.log_prob(s[:, :0], y, s)
+
+    def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        centres = (-6.0, 6.0) if self.both else (6.0,)
+        modes = torch.stack([-0.5 * ((y[:, 0] - centre) / 1.1) ** 2 for centre in centres])
+        return torch.logsumexp(modes, dim=0) - math.log(len(centres)) - 0.5 * LOG_2PI - math.log(1.1)
+
+    def frames(self, count: int, rng: np.random.Generator) -> CoarseSplit:
+        y = rng.choice([-6.0, 6.0], (count, 1)) + rng.standard_normal((count, 1))
+        s, b = rng.uniform(-np.pi, np.pi, (count, 1)), np.empty((count, 0))
+        u = self.target(*(torch.from_numpy(q) for q in (s, b, y))).numpy()
+        return CoarseSplit(s, b, y, u, np.zeros(count, dtype=np.int64))
+
+
+class TorusSurface:
+    """A known two-torsion surface, and draws whose weights are gamma distributed around exp(-f)."""
+
+    names, temperature_K = ("phi", "psi"), 300.0
+
+    def f(self, s: FloatArray) -> FloatArray:
+        phi, psi = s[:, 0], s[:, 1]
+        return 2.5 * np.cos(phi) - 1.5 * np.sin(2 * psi) + 1.2 * np.cos(phi - psi) + 0.8 * np.sin(2 * phi + psi) - 4.0
+
+    def gradient(self, s: FloatArray) -> FloatArray:
+        phi, psi = s[:, 0], s[:, 1]
+        d_phi = -2.5 * np.sin(phi) - 1.2 * np.sin(phi - psi) + 1.6 * np.cos(2 * phi + psi)
+        d_psi = -3.0 * np.cos(2 * psi) + 1.2 * np.sin(phi - psi) + 0.8 * np.cos(2 * phi + psi)
+        return np.stack([d_phi, d_psi], axis=-1)
+
+    def chi2(self, s: FloatArray) -> FloatArray:
+        """Relative variance of one draw; it varies with s, as that of a real flow does."""
+        return 1.5 + np.cos(s[:, 0])
+
+    def draws(self, points: int, K: int, rng: np.random.Generator) -> WeightedDraws:
+        s = rng.uniform(-np.pi, np.pi, (points, 2))
+        shape = 1 / self.chi2(s)[:, None]
+        log_w = np.log(rng.gamma(shape, 1 / shape, (points, K))) - self.f(s)[:, None]
+        return WeightedDraws(s, log_w, np.full(points, -2 * LOG_2PI), points * K)
