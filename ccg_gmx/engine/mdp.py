@@ -7,7 +7,6 @@ molecule, nothing shifted or switched, and no tuned pair list. The potential is 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ccg_gmx.errors import SettingsError
 
 MAX_WEIGHTED_DT_PS = 0.001
 """Longest time step of runs whose frames carry weights: at 2 fs, bonds to hydrogen are visibly off Boltzmann."""
-
-_DYNAMICS = frozenset({"md", "md-vv", "md-vv-avek", "sd", "bd"})
 
 
 class Mdp(Mapping[str, str]):
@@ -203,6 +200,7 @@ def check_weighted(mdp: Mdp, source: str = "mdp") -> None:
     for key in ("pull", "awh", "freezegrps"):
         value = mdp.get(key, "no").lower()
         require(value in {"", "no"}, key, "no", "no bias and no frozen atoms")
+    require("POSRES" not in mdp.get("define", ""), "define", "", "no position restraints")
     require(mdp_number(mdp, "nstxout", 0, source) > 0, "nstxout", "0", "full-precision frames (nstxout > 0)")
 
 
@@ -235,7 +233,8 @@ def _langevin(
         _positive(name, value)
     _positive_integer("steps", steps)
     _positive_integer("output_every", output_every)
-    _positive_integer("seed", seed)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise SettingsError(f"seed = {seed}", expected="an integer from 0 to 2^31 - 1")
     if steps % output_every:
         # mdrun writes its very last frame in any case: an odd one would break the even spacing.
         raise SettingsError(f"steps = {steps}", expected=f"a multiple of output_every = {output_every}")
@@ -290,9 +289,9 @@ def _positive(name: str, value: float) -> None:
 
 
 def _positive_integer(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise SettingsError(f"{name} = {value}", expected="a positive integer below 2^31")
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise SettingsError(f"{name} = {value}", expected="a positive integer")
 
 
 def _normal_key(key: str) -> str:
-    return re.sub("_", "-", key.strip().lower())
+    return key.strip().lower().replace("_", "-")
