@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.reference import load_reference, read_awh, reference_origin, save_reference
+from ccg_gmx.free_energy.reference import load_reference, read_awh, save_reference
 from ccg_gmx.free_energy.surface import (
     Basin,
     combine_halves,
@@ -298,8 +298,9 @@ def test_reference_round_trip(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     half = [shifted(smooth().f + 0.1 * rng.standard_normal((24, 24)), NAMES, 300.0) for _ in range(2)]
     save_reference(tmp_path / "reference.npz", *half, origin="two runs")
-    mean, a, b = load_reference(tmp_path / "reference.npz")
-    np.testing.assert_array_equal(a.f, half[0].f)
-    np.testing.assert_array_equal(b.f, half[1].f)
-    np.testing.assert_array_equal(mean.f, combine_halves(*half).f)
-    assert reference_origin(tmp_path / "reference.npz") == "two runs"
+    back = load_reference(tmp_path / "reference.npz")
+    np.testing.assert_array_equal(back.half_a.f, half[0].f)
+    np.testing.assert_array_equal(back.half_b.f, half[1].f)
+    np.testing.assert_array_equal(back.surface.f, combine_halves(*half).f)
+    assert back.noise_floor == noise_floor(*half)
+    assert back.origin == "two runs"

@@ -148,8 +148,7 @@ def diagnose(
     """Compute every diagnostic of final draws.
 
     Args:
-        log_w: ``[M, K]`` log-weights of fresh draws. Order the points so that neighbours in the list are neighbours
-            in s when K < 100, because they are pooled for Pareto k-hat.
+        log_w: ``[M, K]`` log-weights of fresh draws. When K < 100, consecutive points are pooled for Pareto k-hat.
         forward_log_w: ``[T]`` log-weights at held-out fine frames.
         f_points: ``[M]`` f at the coarse points, kT, with its absolute offset (``SurfaceFit.values``).
         f_frames: ``[T]`` f at the coarse variables of the frames.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.surface import combine_halves
+from ccg_gmx.free_energy.surface import combine_halves, noise_floor
 from ccg_gmx.free_energy.surface_files import read_npz, write_npz
 from ccg_gmx.free_energy.torsion_grid import grid, shifted
 from ccg_gmx.records import FloatArray, FreeEnergySurface
@@ -16,6 +17,28 @@ from ccg_gmx.units import DEGREES_PER_RADIAN, thermal_energy
 
 REFERENCE_VERSION = 1
 _KEYS = ("version", "f_a", "f_b", "names", "temperature_K", "origin")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A converged surface to compare with.
+
+    Attributes:
+        surface: mean of the halves, with an error per bin.
+        half_a: surface of one run.
+        half_b: surface of an independent one.
+        origin: how both were made.
+    """
+
+    surface: FreeEnergySurface
+    half_a: FreeEnergySurface
+    half_b: FreeEnergySurface
+    origin: str
+
+    @property
+    def noise_floor(self) -> float:
+        """Forward KL in nats that the noise of the reference itself explains."""
+        return noise_floor(self.half_a, self.half_b)
 
 
 def read_awh(path: Path, temperature_K: float, names: tuple[str, ...] = ("phi", "psi")) -> FreeEnergySurface:
@@ -77,8 +100,8 @@ def save_reference(path: Path, half_a: FreeEnergySurface, half_b: FreeEnergySurf
     )
 
 
-def load_reference(path: Path) -> tuple[FreeEnergySurface, FreeEnergySurface, FreeEnergySurface]:
-    """Read a reference: (mean surface with its error, one half, the other half).
+def load_reference(path: Path) -> Reference:
+    """Read a reference.
 
     Raises:
         CcgError: if the file is not a reference.
@@ -86,12 +109,7 @@ def load_reference(path: Path) -> tuple[FreeEnergySurface, FreeEnergySurface, Fr
     data = read_npz(path, _KEYS, REFERENCE_VERSION)
     names, temperature = tuple(str(name) for name in data["names"]), float(data["temperature_K"])
     half_a, half_b = (shifted(data[key], names, temperature) for key in ("f_a", "f_b"))
-    return combine_halves(half_a, half_b), half_a, half_b
-
-
-def reference_origin(path: Path) -> str:
-    """Return the sentence saying how a reference was made."""
-    return str(read_npz(path, _KEYS, REFERENCE_VERSION)["origin"])
+    return Reference(combine_halves(half_a, half_b), half_a, half_b, str(data["origin"]))
 
 
 def _columns(text: str, dims: int, path: Path) -> dict[str, int]:
