@@ -185,7 +185,7 @@ def profile_figure(curves: list[tuple[str, str, Profile]], cap: float) -> Figure
         curves: (label, colour, profile) of every curve, all along the same torsion; the first is ours.
         cap: top of the vertical axis in kT.
     """
-    figure = style.new_figure(5.2, 3.0)
+    figure = style.new_figure(4.8, 2.8)
     axes = style.open_axes(figure)
     for index, (label, colour, own) in enumerate(curves):
         profile = aligned(own, curves[0][2])
@@ -218,7 +218,7 @@ def loss_figure(curves: dict[str, FloatArray], label: str) -> Figure:
         curves: name -> ``[steps]``; shorter curves (taken every few steps) are spread over the longest.
         label: label of the vertical axis.
     """
-    figure = style.new_figure(5.2, 3.0)
+    figure = style.new_figure(4.8, 2.8)
     axes = style.open_axes(figure)
     longest = max(len(values) for values in curves.values())
     late = []
@@ -258,14 +258,15 @@ def _running_mean(values: FloatArray, width: int) -> FloatArray:
 
 def weight_histogram(statistics: WeightStatistics) -> Figure:
     """Draw the log-weights of all draws, each relative to the mean weight of its point; logarithmic counts."""
-    figure = style.new_figure(5.2, 3.0)
+    figure = style.new_figure(4.8, 2.8)
     axes = style.open_axes(figure)
     finite = statistics.relative[np.isfinite(statistics.relative)]
     low, high = np.quantile(finite, 1e-3) if finite.size else -1.0, max(float(finite.max(initial=0.0)), 1.0)
     low = min(float(low), -1.0)
     axes.hist(np.maximum(finite, low), bins=list(np.linspace(low, high, 90)), color=style.OURS)
     axes.axvline(0.0, color=style.REFERENCE, lw=0.9, ls=(0, (4, 2)))
-    axes.set_yscale("log")
+    if finite.size:
+        axes.set_yscale("log")
     axes.set_xlabel(r"$\ln w$ relative to the mean weight of its point")
     axes.set_ylabel("draws")
     return figure
@@ -273,7 +274,7 @@ def weight_histogram(statistics: WeightStatistics) -> Figure:
 
 def kish_figure(statistics: WeightStatistics) -> Figure:
     """Draw the Kish fraction of every point over its free energy, with the median in bins of the free energy."""
-    figure = style.new_figure(5.2, 3.0)
+    figure = style.new_figure(4.8, 2.8)
     axes = style.open_axes(figure)
     known = np.isfinite(statistics.f) & np.isfinite(statistics.kish_fraction)
     f, kish = statistics.f[known], statistics.kish_fraction[known]

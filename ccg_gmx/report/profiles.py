@@ -54,7 +54,8 @@ def profiles(surface: FreeEnergySurface) -> list[Profile]:
         others = tuple(other for other in range(dimensions) if other != axis)
         f = -np.asarray(logsumexp(-surface.f, axis=others)) if others else surface.f
         error = _profile_error(surface, f, axis, others) if others else surface.error
-        f = f - np.min(f, initial=np.inf)
+        if np.isfinite(f).any():
+            f = f - f.min()
         found.append(Profile(grid_degrees(len(f)), f, error, surface.names[axis]))
     return found
 

@@ -77,7 +77,8 @@ def flatten(node: Mapping[str, object], prefix: str = "") -> list[tuple[str, str
         elif isinstance(value, float):
             items.append((label, words.number(value, 4)))
         elif isinstance(value, list | tuple):
-            items.append((label, ", ".join(str(item) for item in value) or "none"))
+            between = " " if name == "command" else ", "
+            items.append((label, between.join(str(item) for item in value) or "none"))
         else:
             items.append((label, words.NOT_MEASURED if value is None else str(value)))
     return items
@@ -157,7 +158,10 @@ def _profile_pictures(data: ReportData, cap: float) -> list[Html]:
     sources = [("this run", style.OURS, data.surface), ("reference", style.REFERENCE, data.reference),
                ("coarse MD", style.COARSE, data.coarse_surface)]  # fmt: skip
     along = [(label, colour, profiles(surface)) for label, colour, surface in sources if surface is not None]
-    caption = "Bands: two standard errors. Set to agree on average; they should lie within each other's bands near the minima."
+    caption = (
+        "Bands: two standard errors. The curves are set to agree on average; near the minima each should lie within "
+        "the others' bands."
+    )
     return [
         picture(
             plots.profile_figure([(label, colour, found[axis]) for label, colour, found in along], cap),
@@ -338,7 +342,7 @@ def cost(data: ReportData) -> Section | None:
     if times:
         total = words.duration(sum(value for _, value in times))
         parts += [tag("h3", f"Wall-clock time, {total} in all")]
-        parts.append(multiples.bars([(name, value, words.duration(value)) for name, value in times]))
+        parts.append(multiples.bars([(name.replace("_", " "), value, words.duration(value)) for name, value in times]))
     counts = _numbers(data.summary.get("energy_evaluations"))
     if counts:
         parts.append(tag("h3", "Energy evaluations"))
@@ -363,10 +367,11 @@ def provenance(data: ReportData, manifest: Mapping[str, object]) -> Section | No
         parts.append(tag("h3", "Assumptions"))
         parts.append(tag("ul", *(tag("li", str(item)) for item in assumptions), class_="plain-list"))
     loose = [name for name in ("seed", "seeds") if name in data.summary and name not in manifest]
-    seeds = {name: data.summary[name] for name in loose}
-    for name, value in {**seeds, **manifest}.items():
-        items = flatten(value) if isinstance(value, Mapping) else flatten({name: value})
-        if items:
+    single = {name: value for name, value in manifest.items() if not isinstance(value, Mapping)}
+    run: dict[str, object] = {**single, **{name: data.summary[name] for name in loose}}
+    nested = {name: value for name, value in manifest.items() if isinstance(value, Mapping)}
+    for name, group in {"run": run, **nested}.items():
+        if items := flatten(group):
             parts.append(tag("h3", _title(str(name).replace("_", " "))))
             long = len(items) > OPEN_ITEMS
             content = definitions(items)

@@ -24,7 +24,7 @@ section, .verdict { background: var(--card); border: 1px solid var(--line); bord
   padding: 18px 22px 22px; margin-top: 18px; scroll-margin-top: 12px; min-width: 0; }
 h2 { font-size: 1.2rem; font-weight: 600; margin: 0 0 6px; }
 h3 { font-size: 1rem; font-weight: 600; margin: 22px 0 4px; }
-p { margin: 6px 0; max-width: 78ch; }
+p { margin: 6px 0; max-width: 90ch; }
 .verdict { border-left: 5px solid var(--good); background: var(--good-back); }
 .verdict.not-yet { border-left-color: var(--bad); background: var(--bad-back); }
 .verdict h2 { font-size: 1.3rem; }
@@ -33,10 +33,11 @@ p { margin: 6px 0; max-width: 78ch; }
 .note, figcaption, .soft { color: var(--soft); font-size: 0.88rem; line-height: 1.45; }
 .figures { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px; margin-top: 12px; }
 .figures.wide { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-@media (max-width: 900px) { .figures, .figures.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); } }
+@media (max-width: 900px) {
+  .figures, .figures.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); } }
 .figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)); }
 figure { margin: 0; min-width: 0; }
-figure img { display: block; width: 100%; max-width: 560px; height: auto; background: #fff;
+figure img { display: block; width: 100%; max-width: 520px; height: auto; background: #fff;
   border-radius: 4px; }
 figcaption { margin-top: 6px; }
 figcaption b { color: var(--ink); font-weight: 600; }
@@ -75,7 +76,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320
   margin: 8px 0 0; font-size: 0.9rem; }
 dl div { display: flex; justify-content: space-between; gap: 14px; border-bottom: 1px solid var(--line);
   padding: 4px 0; min-width: 0; }
-dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; text-align: right;
+dt { color: var(--soft); flex: none; max-width: 55%; overflow-wrap: anywhere; } dd { margin: 0; text-align: right;
   overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--ours); font-size: 0.92rem; }
 ul.plain-list { margin: 6px 0 0; padding-left: 1.2em; max-width: 90ch; }
