@@ -106,10 +106,11 @@ class _SelectBin(torch.autograd.Function):
         below = torch.arange(1, bins, dtype=x.dtype, device=x.device).view(-1, 1, 1) * floor - bound
         above_knot = x >= torch.add(below, sums[inverse][:-1], alpha=scale)
         index = above_knot.view(torch.uint8).sum(0, keepdim=True, dtype=torch.uint8).to(torch.int64)
-        results = []
+        results: list[Tensor] = []
+        offset = index[0].to(x.dtype) * floor - bound
         for part, total in zip(parts, sums, strict=True):
             size = part.gather(0, index)[0]
-            results += [(total.gather(0, index)[0] - size) * scale + (index[0] * floor - bound), size * scale + floor]
+            results += [(total.gather(0, index)[0] - size) * scale + offset, size * scale + floor]
         rows = _slope_rows(index, raw.shape[0], bins)
         for row, known in rows:
             slope = raw.gather(0, row)[0]

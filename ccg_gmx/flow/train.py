@@ -141,7 +141,7 @@ def train_likelihood(
             evaluate()
         rows = train[torch.randint(len(train), (settings.batch,), generator=state.generator)]
         loss = -flow.log_prob(b[rows], y[rows], s[rows]).mean()
-        state.descend(loss, train=float(loss))
+        state.descend(loss, train=loss)
         if state.step % settings.held_out_every == 0 or state.step == settings.steps:
             evaluate()
         state.finish_step(progress)
@@ -200,12 +200,12 @@ def train_energy(
     while state.step < settings.steps:
         reverse, clash = _reverse_loss(flow, target, propose, settings, state.generator)
         if data is None:
-            state.descend(reverse, reverse=float(reverse), clash=clash)
+            state.descend(reverse, reverse=reverse, clash=clash)
         else:
             rows = torch.randint(len(data[0]), (settings.forward_batch,), generator=state.generator)
             forward = -flow.log_prob(data[1][rows], data[2][rows], data[0][rows]).mean()
             loss = (1.0 - settings.forward_fraction) * reverse + settings.forward_fraction * forward
-            state.descend(loss, reverse=float(reverse), clash=clash, forward=float(forward))
+            state.descend(loss, reverse=reverse, clash=clash, forward=forward)
         state.finish_step(progress)
     return state.result()
 
@@ -303,7 +303,7 @@ class _State:
         rise = min(1.0, (self.step + 1) / (self.settings.warm_up + 1))
         return self.settings.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * self.step / self.settings.steps))
 
-    def descend(self, loss: Tensor, **losses: float) -> None:
+    def descend(self, loss: Tensor, **losses: Tensor | float) -> None:
         """Make one optimiser step and note the losses."""
         self._require_finite(float(loss.detach()), "loss")
         self.optimiser.zero_grad(set_to_none=True)
@@ -314,7 +314,7 @@ class _State:
             group["lr"] = self._learning_rate()
         self.optimiser.step()
         for name, value in losses.items():
-            self.losses[name].append(value)
+            self.losses[name].append(float(value.detach() if isinstance(value, Tensor) else value))
         self.step += 1
 
     def _require_finite(self, value: float, what: str) -> None:
