@@ -95,9 +95,9 @@ def read_frames(path: Path, n_atoms: int, *, start_ps: float = 0.0, stride: int 
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
     path = Path(path)
-    _check_file(path, n_atoms)
     kept: list[_Step] = []
     try:
+        _check_file(path, n_atoms)
         for index, step in enumerate(step for step in _steps(path) if step.time >= start_ps):
             _check_atoms(path, len(step.positions), n_atoms)
             if index % stride == 0:
