@@ -139,6 +139,9 @@ def test_run_of_another_input_is_not_mixed_in(
     )
     with pytest.raises(StoreError, match="another run input file"):
         gmx.mdrun(other, alanine_tpr.parent, name="fine")
+    (tmp_path / "run.cpt").write_bytes(b"of some run")
+    with pytest.raises(StoreError, match="whose checkpoint"):
+        gmx.mdrun(other, tmp_path)
 
 
 @pytest.mark.gmx
@@ -211,9 +214,7 @@ def test_awh_surfaces_come_in_order_of_time(gmx: Gmx, alanine_dir: Path, tmp_pat
         nsteps=10_000, nstenergy=5000, awh_nstout=5000, nstlog=5000, nstcalcenergy=100
     )
     index = alanine_dir / "reference" / "index.ndx"
-    tpr = gmx.grompp(
-        mdp, alanine_dir / "conf.gro", alanine_dir / "topol.top", tmp_path / "awh.tpr", index=index, maxwarn=1
-    )
+    tpr = gmx.grompp(mdp, alanine_dir / "conf.gro", alanine_dir / "topol.top", tmp_path / "awh.tpr", index=index)
     result = gmx.mdrun(tpr, tmp_path, name="awh")
     surfaces = gmx.awh(result.edr, tpr, tmp_path / "surface.xvg")
     assert [path.name for path in surfaces] == ["surface_t0.xvg", "surface_t5.xvg", "surface_t10.xvg"]

@@ -79,11 +79,11 @@ class RunFiles:
                 remedy=f"remove {self['json'].name} and {self['cpt'].name} to run it again",
             )
         if record is None:
-            for stale in ("cpt", "cpt.old"):
-                if self[stale].exists():
-                    raise StoreError(
-                        f"{self[stale]} is there, but no {self['json'].name}", remedy="use another folder or remove it"
-                    )
+            if self["cpt"].exists():
+                raise StoreError(
+                    f"{self['cpt']} is there, but no {self['json'].name} that says whose checkpoint it is",
+                    remedy="use another folder or remove it",
+                )
             self._write_record({"tpr_sha256": digest, "finished": False})
         return None
 
