@@ -563,7 +563,8 @@ def test_markup_escapes_strings_but_not_markup():
 @pytest.mark.parametrize(
     ("name", "kind", "bare"),
     [("bond/bond C5-O6", "bond", "C5-O6"), ("angle C5-N7-CA9", "angle", "C5-N7-CA9"),
-     ("dihedral/omega", "torsion", "omega"), ("C5-O6", "bond", "C5-O6"), ("torsions/phi", "torsion", "phi"), ("bond", "bond", "bond")],
+     ("dihedral/omega", "torsion", "omega"), ("C5-O6", "bond", "C5-O6"),
+     ("torsions/phi", "torsion", "phi"), ("bond", "bond", "bond")],
 )  # fmt: skip
 def test_kinds_are_read_from_names(name, kind, bare):
     assert (sections.kind_of(name), sections.bare_name(name)) == (kind, bare)
