@@ -8,6 +8,9 @@
 #   GMXBIN      folder of the gmx to use (or the program itself) when it is not on PATH
 #   CCG_PYTHON  Python >= 3.11 to build .venv with (default: python3, then python3.13, 3.12, 3.11)
 #   CCG_NO_APT  set to 1: never install system packages, only say what is missing
+#
+# pip keeps its own settings (PIP_* variables, pip.conf). On Linux its usual index gives torch with CUDA, about 5 GB on
+# disk; to get the CPU build (1 GB) name PyTorch's CPU index in PIP_EXTRA_INDEX_URL, or a folder of wheels in PIP_FIND_LINKS.
 set -euo pipefail
 
 readonly GMX_MIN=2025
@@ -316,7 +319,7 @@ ensure_venv() {
     if ! venv_usable; then make_venv; fi
     rm -f -- "$STAMP"
     : >"$UNFINISHED"
-    say "installing Python packages into .venv (one to three minutes)"
+    say "installing Python packages into .venv (some minutes; pip's output is in ${LOG##*/})"
     # User-wide pip settings that would send packages elsewhere are switched off; indexes and certificates are kept.
     local code=0
     (cd -- "$ROOT" && PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 logged "$VENV/bin/python" -m pip install \
