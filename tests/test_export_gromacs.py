@@ -257,17 +257,17 @@ def test_what_does_not_fit_is_refused(potential: CoarsePotential, tmp_path: Path
 
 @pytest.mark.gmx
 def test_gromacs_agrees_with_the_tables_term_by_term(potential: CoarsePotential, tmp_path: Path) -> None:
-    """200 frames: energies within 1e-3 kJ/mol; forces within float32's resolution of positions in the box."""
+    """200 frames, within float32: energies to 2e-4 kJ/mol, forces (up to about 5000) to 0.05 kJ/mol/nm."""
     field, x = written(tmp_path / "forcefield", potential, MOLECULE), frames(potential, 200, 4)
     energies, forces, x = rerun(field, x, tables=True)
     s, b = internal(x, MOLECULE)
     ours = np.array([potential.term_table(i, b[:, i])[0] for i in range(7)])
     grid = potential.values(s, b) - ours.sum(axis=0)
-    assert np.abs(energies["Tab. Bonds"] - ours[:4].sum(axis=0)).max() < 1e-3
-    assert np.abs(energies["Tab. Angles"] - ours[4:].sum(axis=0)).max() < 1e-3
-    assert np.abs(energies["CMAP Dih."] - grid).max() < 1e-4
+    assert np.abs(energies["Tab. Bonds"] - ours[:4].sum(axis=0)).max() < 2e-4
+    assert np.abs(energies["Tab. Angles"] - ours[4:].sum(axis=0)).max() < 2e-4
+    assert np.abs(energies["CMAP Dih."] - grid).max() < 5e-5
     assert np.ptp(grid) > 15.0  # kJ/mol: the surface is there to be got wrong
-    assert np.abs(forces - numeric_forces(potential, MOLECULE, x)).max() < 0.5  # of about 2000 kJ/mol/nm
+    assert np.abs(forces - numeric_forces(potential, MOLECULE, x)).max() < 0.05
 
 
 @pytest.mark.gmx
@@ -275,8 +275,8 @@ def test_one_torsion_becomes_a_tabulated_dihedral(tmp_path: Path) -> None:
     potential = made_up(two=False)
     field, x = written(tmp_path / "forcefield", potential, ONE_TORSION), frames(potential, 50, 5)
     energies, forces, x = rerun(field, x, tables=True)
-    assert np.abs(energies["Potential"] - potential.values(*internal(x, ONE_TORSION))).max() < 1e-3
-    assert np.abs(forces - numeric_forces(potential, ONE_TORSION, x)).max() < 0.5
+    assert np.abs(energies["Potential"] - potential.values(*internal(x, ONE_TORSION))).max() < 2e-4
+    assert np.abs(forces - numeric_forces(potential, ONE_TORSION, x)).max() < 0.05
 
 
 @pytest.mark.gmx
@@ -328,8 +328,8 @@ def _observables(s: FloatArray, b: FloatArray) -> list[FloatArray]:
 
 
 def test_settings_change_the_tables(potential: CoarsePotential, tmp_path: Path) -> None:
-    settings = GromacsExportSettings(angle_table_points=360, cmap_refinement=1)
+    settings = GromacsExportSettings(angle_table_points=360, cmap_refinement=2)
     mdp = MDP.format(dt=0.002, steps=1, seed=1, every=1)
     field = write_forcefield(tmp_path / "f", potential, MOLECULE, frames(potential, 1, 3)[0], mdp, settings)
     assert len(np.loadtxt(field.folder / "table_a0.xvg")) == 361
-    assert "B1 B2 B3 B4 B5 1 24 24" in field.topology.read_text()
+    assert "B1 B2 B3 B4 B5 1 48 48" in field.topology.read_text()

@@ -44,7 +44,7 @@ class GromacsExportSettings(Settings):
     bond_table_end_nm: float = Field(default=0.5, gt=0, description="bond tables run from 0 to at least here")
     bond_table_spacing_nm: float = Field(default=0.0002, gt=0, description="spacing of bond tables")
     angle_table_points: int = Field(default=1800, ge=180, description="intervals of an angle table over 180 degrees")
-    cmap_refinement: int = Field(default=2, ge=1, le=8, description="CMAP points per knot of the torsion grid")
+    cmap_refinement: int = Field(default=1, ge=1, le=8, description="CMAP points per knot of the torsion grid")
     box_nm: float = Field(default=6.0, gt=0, description="edge of the cubic box, longer than twice the cut-off")
 
 
