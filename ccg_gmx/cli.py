@@ -16,7 +16,7 @@ EXIT_NOT_CONVERGED = 3
 
 
 class _Group(click.Group):
-    """Turns every ``CcgError`` into one line on stderr and its exit code; other errors are bugs and show a traceback."""
+    """Turns every ``CcgError`` into one line on stderr and its exit code; other errors are bugs, with a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -93,9 +93,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         click.echo(reason)
     reference = summary.get("reference")
     if reference:
-        click.echo(
-            f"forward KL to the reference {reference['forward_kl']:.2e} (its own noise floor {reference['noise_floor']:.1e})"
-        )
+        floor = reference["noise_floor"]
+        click.echo(f"forward KL to the reference {reference['forward_kl']:.2e} (its own noise floor {floor:.1e})")
         if "delta_f_kJ_mol" in reference:
             click.echo(
                 f"delta_f {reference['delta_f_kJ_mol']:.2f} +- {reference['delta_f_error']:.2f} kJ/mol "

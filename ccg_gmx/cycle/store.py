@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import ccg_gmx
-from ccg_gmx.engine.parallel import run_all
+from ccg_gmx.engine.parallel import report_steps, run_all
 from ccg_gmx.errors import StoreError
 
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
+"""``progress(done, total[, message])``."""
 
 PARTIAL = ".partial-"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -127,8 +127,8 @@ class Store:
         if missing:
             tasks = [(job, str(folder)) for job, folder in missing]
             try:
-                with _watch([_partial(folder) for _, folder in missing], jobs[0].name, bar):
-                    run_all(_run_one, tasks, self.workers)
+                with _shown(bar, jobs[0].name, len(tasks)) as move:
+                    run_all(_run_one, tasks, self.workers, move, jobs[0].name)
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
@@ -199,11 +199,13 @@ def _run_one(task: tuple[Job, str]) -> None:
     start = time.monotonic() - _seconds_before(partial)
     last = [0.0]
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, message: str = "") -> None:
         now = time.monotonic()
         if now - last[0] > 0.5 or done >= total:
             last[0] = now
-            write_json(partial / "progress.json", {"done": done, "total": total, "wall_s": now - start})
+            report_steps(done, total)
+            state = {"done": done, "total": total, "message": message, "wall_s": now - start}
+            write_json(partial / "progress.json", state)
 
     job.function(Work(partial, job.settings, job.inputs, job.seed, job.context, progress))
     (partial / "progress.json").unlink(missing_ok=True)
@@ -228,36 +230,18 @@ def _seconds_before(partial: Path) -> float:
 
 
 @contextmanager
-def _watch(partials: Sequence[Path], label: str, bar: Callable[[str, int], Any] | None) -> Iterator[None]:
-    """Show one bar for a group of stages from the progress files they write, whichever process they run in."""
+def _shown(
+    bar: Callable[[str, int], Any] | None, label: str, total: int
+) -> Iterator[Callable[[str, float, int], None]]:
+    """Give ``run_all`` something to call that moves one bar for a group of stages."""
     if bar is None:
-        yield
+        yield lambda _label, _done, _total: None
         return
-    shown, stop = bar(label, len(partials)), threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(0.5):
-            shown.update_to(sum(_fraction(partial) for partial in partials))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
+    shown = bar(label, total)
     try:
-        yield
-        shown.update_to(len(partials))
+        yield lambda _label, done, _total: shown.update_to(done)
     finally:
-        stop.set()
-        thread.join()
         shown.close()
-
-
-def _fraction(partial: Path) -> float:
-    if partial.with_name(partial.name.removeprefix(PARTIAL)).exists():
-        return 1.0
-    try:
-        state = read_json(partial / "progress.json")
-        return float(state["done"]) / max(float(state["total"]), 1.0)
-    except (OSError, ValueError, KeyError):
-        return 0.0
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -168,6 +168,7 @@ def summarise(results: Results, wall_s: dict[str, float]) -> dict[str, Any]:
         "free_energy": free_energy_summary(results, diagnostics),
         "coarse_md": coarse_summary(results),
         "restored": read_json(results.restored / "restored.json"),
+        "thresholds": workflow.diagnostics.model_dump(mode="json"),
         "verdict": {"trusted": trusted, "reasons": reasons},
         "assumptions": list(System.load(results.system).coordinates.describe_supports()),
         "seed": workflow.seed,
@@ -216,15 +217,15 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
 
 
 def basin_difference(results: Results) -> tuple[float, float]:
-    """Return delta_f (second basin minus first) and its error in kJ/mol: draws' error and the flows' disagreement."""
+    """Return f of the second basin minus the first, kJ/mol, and its error: of the draws, and the flows' disagreement."""
     workflow = results.workflow
     first, second = workflow.basins[0], workflow.basins[1]
     kT = thermal_energy(workflow.temperature_K)
     members = [load_surface(results.surface / f"member{i}.npz") for i in range(len(results.draws))]
-    of_members = np.array([delta_f(member, first, second) for member in members])
+    of_members = np.array([delta_f(member, second, first) for member in members])
     fit = SurfaceFit.load(results.surface / "fit.npz")
     names = tuple(workflow.coarse.torsions)
-    value, error = fit.delta_f(first, second, workflow.cycle.grid, names)
+    value, error = fit.delta_f(second, first, workflow.cycle.grid, names)
     spread = of_members.std(ddof=1) / math.sqrt(len(of_members)) if len(of_members) > 1 else 0.0
     return value * kT, float(np.hypot(error, spread)) * kT
 
@@ -244,8 +245,8 @@ def reference_summary(results: Results, reference: Reference) -> dict[str, float
     if len(workflow.basins) >= 2:
         block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
         first, second = workflow.basins[:2]
-        block["reference_delta_f_kJ_mol"] = delta_f(reference.surface, first, second) * kT
-        halves = [delta_f(half, first, second) for half in (reference.half_a, reference.half_b)]
+        block["reference_delta_f_kJ_mol"] = delta_f(reference.surface, second, first) * kT
+        halves = [delta_f(half, second, first) for half in (reference.half_a, reference.half_b)]
         block["reference_delta_f_error"] = abs(halves[0] - halves[1]) / 2 * kT
     return block
 
@@ -271,7 +272,7 @@ def coarse_summary(results: Results) -> dict[str, Any]:
 
 
 def restored_distributions(
-    results: Results, per_class: int = 6
+    results: Results, per_class: int = 24
 ) -> dict[str, tuple[FloatArray, FloatArray, FloatArray]]:
     """Internal coordinates of fine MD and of restored frames, for the report.
 

@@ -15,8 +15,10 @@ from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.mdp import coarse_run
 from ccg_gmx.export.gromacs import CoarseMolecule, write_forcefield
 from ccg_gmx.free_energy.joint_fit import JointFitSettings, fit_surface
-from ccg_gmx.free_energy.surface import histogram_surface, load_surface, save_surface
+from ccg_gmx.free_energy.surface import histogram_surface
+from ccg_gmx.free_energy.surface_files import load_surface, save_surface, write_npz
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
+from ccg_gmx.potential.basis import SeparableBasis, SplineTerm, TorsionGrid
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.potential.fit import BeadSamples, FitSettings, fit_coarse_potential
 from ccg_gmx.records import CoarseRun, FreeEnergySurface
@@ -74,7 +76,8 @@ def fit_coarse(work: Work) -> None:
     surface = load_surface(work.inputs["surface"] / "surface.npz")
     draws = load_bead_draws([work.inputs[f"beads{index}"] for index in range(work.settings["members"])])
     samples = BeadSamples.from_draws(draws, draws.log_rho)
-    basis = SeparableBasis.covering(system.coordinates.b, samples.b, system.torsion_names)
+    terms = tuple(SplineTerm.covering(c, samples.b[:, i]) for i, c in enumerate(system.coordinates.b))
+    basis = SeparableBasis(terms, TorsionGrid(system.torsion_names))
     potential = fit_coarse_potential(basis, surface, samples, settings)
     potential.save(work.folder / "potential.npz")
     s, b = potential.sample(1, work.seed)
@@ -92,14 +95,27 @@ def fit_coarse(work: Work) -> None:
 
 def coarse_molecule(system: System) -> CoarseMolecule:
     """Beads with the mass of their atom and of what hangs on it, so that the total mass is kept."""
-    return CoarseMolecule.from_atoms(
-        names=system.bead_names,
-        beads=system.beads,
-        masses=system.topology.masses,
-        bonds=system.topology.bonds,
-        residue_names=[system.topology.residue_names[atom] for atom in system.beads],
-        residue_ids=[int(system.topology.residue_ids[atom]) for atom in system.beads],
+    topology, chain = system.topology, list(system.beads)
+    n = len(chain)
+    return CoarseMolecule(
+        name="COARSE",
+        bead_names=tuple(topology.names[atom] for atom in chain),
+        residue_names=tuple(topology.residue_names[atom] for atom in chain),
+        residue_ids=tuple(int(topology.residue_ids[atom]) for atom in chain),
+        masses=bead_masses(system),
+        terms=tuple((i, i + 1) for i in range(n - 1)) + tuple((i, i + 1, i + 2) for i in range(n - 2)),
+        torsions=tuple(tuple(chain.index(atom) for atom in atoms) for atoms in system.coordinates.s_atoms),
     )
+
+
+def bead_masses(system: System) -> tuple[float, ...]:
+    """Give every atom's mass to the bead it hangs on: the first bead met when walking up the tree."""
+    owner = {atom: index for index, atom in enumerate(system.beads)}
+    masses = [float(system.topology.masses[atom]) for atom in system.beads]
+    for row in sorted(system.coordinates.tree.rows, key=lambda row: row.level):
+        owner[row.atom] = owner[row.parent]
+        masses[owner[row.atom]] += float(system.topology.masses[row.atom])
+    return tuple(masses)
 
 
 def run_coarse(work: Work) -> None:
@@ -116,7 +132,6 @@ def run_coarse(work: Work) -> None:
     s, b = potential.sample(settings["walkers"], settings["start_seed"])
     walker = settings["walker"]
     start = system.coordinates.beads(torch.from_numpy(s), torch.from_numpy(b))[walker].numpy()
-    files = write_forcefield(folder / "model", potential, coarse_molecule(system), start, "")
     mdp = coarse_run(
         system.temperature_K,
         settings["steps"],
@@ -125,9 +140,10 @@ def run_coarse(work: Work) -> None:
         output_every=settings["output_every"],
         tau_t_ps=settings["friction_time_ps"],
     )
+    files = write_forcefield(folder / "model", potential, coarse_molecule(system), start, mdp.text())
     tpr = folder / "run.tpr"
     if not tpr.exists():
-        gmx.grompp(mdp, files.structure, files.topology, tpr, workdir=folder)
+        gmx.grompp(files.tables_mdp.read_text(), files.structure, files.topology, tpr, workdir=folder)
     result = gmx.mdrun(
         tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress, tables=files.tables
     )
@@ -153,7 +169,7 @@ def gather_coarse(work: Work) -> None:
     joined = {key: np.concatenate([run[key] for run in runs]) for key in ("s", "b", "positions")}
     walker = np.repeat(np.arange(len(runs)), [len(run["s"]) for run in runs])
     speed = np.mean([float(run["ns_per_day"]) for run in runs])
-    np.savez(work.folder / "coarse.npz", walker=walker, ns_per_day=speed, **joined)
+    write_npz(work.folder / "coarse.npz", walker=walker, ns_per_day=np.asarray(speed), **joined)
 
 
 def load_coarse_run(folder: Path) -> CoarseRun:

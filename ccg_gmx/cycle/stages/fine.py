@@ -89,7 +89,8 @@ def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:
 def split_frames(work: Work) -> None:
     """Bring all fine frames into internal coordinates; the last part of every run is held out for diagnostics.
 
-    Inputs: system, run0, run1, ... (fine runs) and given0, ... (a user's .trr) with tpr0, ... Writes split.npz, held_out.npz.
+    Inputs: system, run0, run1, ... (fine runs) and given0, ... (a user's .trr) with tpr0, ...
+    Writes split.npz, held_out.npz.
     """
     system = System.load(work.inputs["system"])
     parts = []

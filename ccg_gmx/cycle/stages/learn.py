@@ -12,9 +12,9 @@ from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow, save_flow
-from ccg_gmx.flow.conditional import LadderFlow
-from ccg_gmx.flow.train import EnergySettings, FlowSettings, LikelihoodSettings, train_energy, train_likelihood
-from ccg_gmx.free_energy.surface import load_surface
+from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
+from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
+from ccg_gmx.free_energy.surface_files import load_surface, write_npz
 from ccg_gmx.free_energy.weights import draw_bead_gradients, draw_weights, forward_log_weights
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, WeightedDraws
@@ -27,9 +27,9 @@ def learn_likelihood(work: Work) -> None:
     """
     system = System.load(work.inputs["system"])
     split = load_split(work.inputs["split"] / "split.npz")
-    torch.manual_seed(work.seed)  # network initialisation has no generator argument
     coordinates = system.coordinates
-    flow = LadderFlow(coordinates.n_s, coordinates.b, coordinates.y, FlowSettings(**work.settings["flow"]))
+    settings = FlowSettings(**{**work.settings["flow"], "seed": work.seed})
+    flow = LadderFlow(coordinates.n_s, coordinates.b, coordinates.y, settings)
     flow.fit_scales(torch.from_numpy(split.b), torch.from_numpy(split.y))
     losses = train_likelihood(
         flow,
@@ -72,7 +72,7 @@ def learn_energy(work: Work) -> None:
 
 def _finish(folder: Path, flow: LadderFlow, losses: dict[str, FloatArray]) -> None:
     save_flow(flow, folder / "flow.pt")
-    np.savez(folder / "losses.npz", **losses)
+    write_npz(folder / "losses.npz", **losses)
     (folder / "training.pt").unlink(missing_ok=True)
 
 
@@ -174,7 +174,7 @@ def _coarse_points(work: Work) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 
 def load_bead_draws(folders: list[Path]) -> WeightedDraws:
-    """Read and join the bead free energies of all members; ``log_rho`` is the density of (s, b) they were drawn from."""
+    """Read and join the bead free energies of all members; ``log_rho`` is the density their (s, b) were drawn from."""
     parts = [np.load(folder / "beads.npz", allow_pickle=False) for folder in folders]
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0].files}
     return WeightedDraws(
