@@ -25,7 +25,15 @@ WINDOW = Coordinate("window", "torsion", "window", centre=2.1, width=1.5)
 ROTOR = Coordinate("rotor", "torsion", "rotor", centre=0.4, width=2.0 * math.pi / 3.0)
 BEADS = (BOND, ANGLE, WINDOW)
 REST = (ROTOR, BOND, WINDOW, CIRCLE, ANGLE, BOND, ROTOR)
-SMALL = {"couplings": 3, "bins": 5, "width": 16, "coupling_width": 12, "circle_width": 10, "harmonics": 2}
+SMALL = {
+    "couplings": 3,
+    "bead_couplings": 2,
+    "bins": 5,
+    "width": 16,
+    "coupling_width": 12,
+    "circle_width": 10,
+    "harmonics": 2,
+}
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -126,7 +134,7 @@ def test_fresh_affine_and_couplings_are_the_identity():
         torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("changes", [{}, {"couplings": 0}, {"couplings": 4, "depth": 1}])
+@pytest.mark.parametrize("changes", [{}, {"couplings": 0, "bead_couplings": 0}, {"couplings": 4, "depth": 1}])
 def test_density_of_a_draw_is_its_log_prob(changes):
     flow, s = ladder(**changes), torsions(500)
     with torch.no_grad():

@@ -80,6 +80,7 @@ class ConditionalFlow(nn.Module):
         coordinates: n coordinates; their order is that of the rows of every ``[n, B]`` argument.
         settings: shape of the flow.
         generator: source of initial weights and masks.
+        couplings: spline couplings; those of the settings when None.
     """
 
     order: Tensor
@@ -88,7 +89,12 @@ class ConditionalFlow(nn.Module):
     period: Tensor
 
     def __init__(
-        self, n_context: int, coordinates: tuple[Coordinate, ...], settings: FlowSettings, generator: torch.Generator
+        self,
+        n_context: int,
+        coordinates: tuple[Coordinate, ...],
+        settings: FlowSettings,
+        generator: torch.Generator,
+        couplings: int | None = None,
     ) -> None:
         super().__init__()
         self.coordinates = coordinates
@@ -108,8 +114,9 @@ class ConditionalFlow(nn.Module):
                 self.n_circles, n_context, settings.bins, settings.circle_width, generator
             )
         n_context += 4 * self.n_circles
+        count = settings.couplings if couplings is None else couplings
         self.couplings: Sequence[SplineCoupling] = cast(
-            Sequence[SplineCoupling], nn.ModuleList(_couplings(self.n_lines, n_context, settings, generator))
+            Sequence[SplineCoupling], nn.ModuleList(_couplings(count, self.n_lines, n_context, settings, generator))
         )
         if self.n_lines:
             self.affine = ConditionalAffine(self.n_lines, n_context, settings.width, settings.depth, generator)
@@ -227,11 +234,13 @@ def _interval(c: Coordinate) -> str:
     return f"{low:.4f} to {high:.4f} rad"
 
 
-def _couplings(n: int, n_context: int, settings: FlowSettings, generator: torch.Generator) -> list[SplineCoupling]:
+def _couplings(
+    count: int, n: int, n_context: int, settings: FlowSettings, generator: torch.Generator
+) -> list[SplineCoupling]:
     """Return coupling layers whose masks are random halves, each followed by its complement."""
     layers = []
     shuffled = torch.randperm(n, generator=generator)
-    for i in range(settings.couplings if n else 0):
+    for i in range(count if n else 0):
         if i % 2 == 0:
             shuffled = torch.randperm(n, generator=generator)
         half = (n + 1) // 2
@@ -249,6 +258,14 @@ def _couplings(n: int, n_context: int, settings: FlowSettings, generator: torch.
             )
             layers.append(layer)
     return layers
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed blocks of some MB instead of returning them, which triples the time of large layers.
+
+    Its thresholds follow the largest block ever freed, up to 32 MiB: one such block is enough. Elsewhere, no effect.
+    """
+    torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
 
 
 class LadderFlow(nn.Module):
@@ -269,10 +286,11 @@ class LadderFlow(nn.Module):
         super().__init__()
         self.n_s, self.b, self.y = n_s, tuple(b), tuple(y)
         self.settings = settings or FlowSettings()
+        _keep_freed_memory()
         generator = torch.Generator().manual_seed(self.settings.seed)
         self.features = TorsionFeatures(n_s, self.settings.harmonics)
         n_features = self.features.n_features
-        self.beads = ConditionalFlow(n_features, self.b, self.settings, generator)
+        self.beads = ConditionalFlow(n_features, self.b, self.settings, generator, self.settings.bead_couplings)
         self.rest = ConditionalFlow(n_features + self.beads.n_features, self.y, self.settings, generator)
         self.register_buffer("fitted", torch.tensor(False))
 
