@@ -158,8 +158,8 @@ class ReportData:
         raw_surface: per-point EXP estimate before the joint fit, or None.
         losses: name -> ``[steps]`` loss curve.
         log_w: ``[M, K]`` log-weights of the final draws.
-        distributions: "class/name" -> (fine values ``[T]``, restored values ``[R]``, restored normalised weights ``[R]``);
-            class is bond, angle or torsion; nm or radians.
+        distributions: "class/name" -> (fine values ``[T]``, restored values ``[R]``, their normalised weights
+            ``[R]``); class is bond, angle or torsion; nm or radians.
         turns: one dict per cycle turn (index, move_kT, kish_fraction_median, forward_kl, ...).
         coarse_terms: name -> (grid ``[G]``, potential in kJ/mol ``[G]``) of the coarse model's bonded tables.
         coarse_map: ``[n, n]`` kJ/mol torsion-pair grid of the coarse model, or None.

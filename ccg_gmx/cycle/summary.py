@@ -217,7 +217,7 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
 
 
 def basin_difference(results: Results) -> tuple[float, float]:
-    """Return f of the second basin minus the first, kJ/mol, and its error: of the draws, and the flows' disagreement."""
+    """Return f of the second basin minus the first, kJ/mol, and its error: the draws' and the flows' spread."""
     workflow = results.workflow
     first, second = workflow.basins[0], workflow.basins[1]
     kT = thermal_energy(workflow.temperature_K)

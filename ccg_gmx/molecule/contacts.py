@@ -40,7 +40,8 @@ def distant_pairs(topology: Topology) -> tuple[np.ndarray, np.ndarray]:
     adjacent[topology.bonds[:, 0], topology.bonds[:, 1]] = True
     adjacent |= adjacent.T
     within = (np.linalg.matrix_power(adjacent.astype(np.int64), 3) > 0) | adjacent
-    return np.nonzero(np.triu(~within, k=1))
+    first, second = np.nonzero(np.triu(~within, k=1))
+    return first, second
 
 
 def contact_distance(topology: Topology, first: np.ndarray, second: np.ndarray) -> FloatArray:
