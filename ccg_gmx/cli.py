@@ -71,6 +71,7 @@ def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
     Example: ccg run workflows/alanine_dipeptide.yaml --out runs/alanine --set temperature_K=310
     """
     from ccg_gmx.api import run_workflow
+    from ccg_gmx.cycle.store import finite
 
     folder = out or Path("runs") / workflow.stem
     summary = run_workflow(
@@ -81,7 +82,7 @@ def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
         log=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        click.echo(json.dumps(finite(summary), indent=1))
     else:
         _print_summary(summary, folder)
     if not summary["converged"]:

@@ -71,7 +71,7 @@ class Cycle:
             restore.restore_frames,
             {"frames": self.workflow.coarse_md.restored_frames},
             {
-                "system": self.inputs["system"],
+                **self.inputs,
                 "structure": self.workflow.structure,
                 "flow": flows[0],
                 "coarse": walkers,

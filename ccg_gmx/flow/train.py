@@ -52,7 +52,7 @@ class TrainingError(CcgError):
 class OptimiserSettings(Settings):
     """What both trainings share."""
 
-    steps: int = Field(default=4000, ge=1, description="Optimiser steps.")
+    steps: int = Field(default=400, ge=1, description="Optimiser steps.")
     batch: int = Field(default=1024, ge=1, description="Samples per step.")
     learning_rate: float = Field(
         default=2e-3, gt=0, description="Peak learning rate of AdamW; decays to 0 along a cosine."
@@ -60,16 +60,19 @@ class OptimiserSettings(Settings):
     warm_up: int = Field(default=100, ge=0, description="Steps of linear rise to the peak learning rate.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
     max_gradient_norm: float = Field(default=20.0, gt=0, description="Gradients of larger norm are scaled down to it.")
-    checkpoint_every: int = Field(default=500, ge=1, description="Steps between training-state files.")
+    checkpoint_every: int = Field(default=50, ge=1, description="Steps between training-state files.")
 
 
 class LikelihoodSettings(OptimiserSettings):
     """Maximum likelihood on fine frames (forward KL)."""
 
+    steps: int = Field(
+        default=200, ge=1, description="Optimiser steps. Correlated frames overfit soon; the best held-out state is kept."
+    )
     held_out_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="Part of each fine run, one contiguous block, kept out of training."
     )
-    held_out_every: int = Field(default=100, ge=1, description="Steps between evaluations of the held-out frames.")
+    held_out_every: int = Field(default=20, ge=1, description="Steps between evaluations of the held-out frames.")
 
 
 class EnergySettings(OptimiserSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -122,7 +123,15 @@ def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results
     stages = folder / "stages"
     single = {name: stages / packed[name] for name in _FOLDERS}
     lists = {name: [stages / path for path in packed[name]] for name in _LISTS}
-    turns = [Turn(**{**turn, "surface": stages / turn["surface"]}) for turn in packed["turns"]]
+    turns = [
+        Turn(
+            **{
+                **{key: math.nan if value is None else value for key, value in turn.items()},
+                "surface": stages / turn["surface"],
+            }
+        )
+        for turn in packed["turns"]
+    ]
     return Results(
         workflow=workflow,
         **single,

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ccg_gmx.cycle.stages.coarse import load_coarse_run
+from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.store import Work, write_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow
@@ -27,7 +28,7 @@ restored.trr   the same positions for GROMACS tools; restored.gro: names and box
 def restore_frames(work: Work) -> None:
     """Restore evenly chosen frames of the coarse run, one draw each.
 
-    Inputs: system, flow, coarse, coarse_fit, structure. Writes restored/, restored.json.
+    Inputs: system, split, flow, coarse, coarse_fit, structure. Writes restored/, restored.json.
     """
     system = System.load(work.inputs["system"])
     flow = load_flow(work.inputs["flow"] / "flow.pt")
@@ -60,10 +61,14 @@ def restore_frames(work: Work) -> None:
     write_trr(folder / "restored.trr", atoms, np.arange(count, dtype=np.float64), box)
     write_structure(folder / "restored.gro", atoms[0], work.inputs["structure"])
     (folder / "README").write_text(README)
+    held_out = load_split(work.inputs["split"] / "held_out.npz")
+    with torch.no_grad():
+        fine = system.coordinates.join(*(torch.from_numpy(array) for array in (held_out.s, held_out.b, held_out.y)))
     facts = {
         "frames": count,
         "max_bead_deviation_nm": float(np.abs(atoms[:, list(system.beads)] - coarse.positions[chosen]).max()),
         "clash_fraction": clash_fraction(system.topology, atoms),
+        "clash_fraction_fine_md": clash_fraction(system.topology, fine.numpy()),
         "chirality_errors": int(chirality.sum()),
     }
     write_json(work.folder / "restored.json", facts)
