@@ -257,7 +257,7 @@ class Gmx:
         return result.stdout
 
     def awh(self, edr: Path, tpr: Path, out: Path) -> tuple[Path, ...]:
-        """Write the surfaces of an AWH run (``gmx awh -more -kt``: free energy in kT, bias, histograms).
+        """Write the surfaces of an AWH run (``gmx awh -more``: free energy in kJ/mol, bias, histograms).
 
         Args:
             edr: energy file of the run.
@@ -273,7 +273,8 @@ class Gmx:
         out = Path(out).absolute()
         edr, tpr = existing(edr, "energy file"), existing(tpr, "run input file")
         folder = writable_folder(out.parent)
-        result = self._capture("awh", "-f", edr, "-s", tpr, "-o", out, "-more", "-kt", cwd=folder)
+        # a bare name: gmx awh cuts a path at its first dot, also one in the name of a folder
+        result = self._capture("awh", "-f", edr, "-s", tpr, "-o", out.name, "-more", cwd=folder)
         if result.returncode:
             _fail(ToolError, "gmx awh", result.stderr, result.returncode, None)
         pattern = re.compile(re.escape(out.stem) + r"_t([\d.]+)\.xvg")
