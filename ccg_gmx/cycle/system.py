@@ -85,6 +85,6 @@ class System:
         )
         return cls(topology, InternalCoordinates(tree, quadruples), temperature_K, structure, chain, mapping.names)
 
-    def target(self, device: str = "cpu") -> ReducedTarget:
-        """Return the reduced potential u(s, b, y) in float64."""
-        return ReducedTarget(self.coordinates, ForceField(self.topology, torch.float64, device), self.temperature_K)
+    def target(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> ReducedTarget:
+        """Return the reduced potential u(s, b, y); float32 is for training alone, weights are float64."""
+        return ReducedTarget(self.coordinates, ForceField(self.topology, dtype, device), self.temperature_K)

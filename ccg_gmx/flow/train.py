@@ -60,6 +60,9 @@ class OptimiserSettings(Settings):
     warm_up: int = Field(default=100, ge=0, description="Steps of linear rise to the peak learning rate.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
     max_gradient_norm: float = Field(default=20.0, gt=0, description="Gradients of larger norm are scaled down to it.")
+    single_precision: bool = Field(
+        default=True, description="Train in float32, twice as fast; densities and weights are always float64."
+    )
     checkpoint_every: int = Field(default=50, ge=1, description="Steps between training-state files.")
 
 
@@ -67,7 +70,7 @@ class LikelihoodSettings(OptimiserSettings):
     """Maximum likelihood on fine frames (forward KL)."""
 
     steps: int = Field(
-        default=200, ge=1, description="Optimiser steps. Correlated frames overfit soon; the best held-out state is kept."
+        default=200, ge=1, description="Optimiser steps. Frames overfit soon; the best held-out state is kept."
     )
     held_out_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="Part of each fine run, one contiguous block, kept out of training."

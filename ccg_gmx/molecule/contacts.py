@@ -8,8 +8,8 @@ from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.records import FloatArray
 
 CLASH_FACTOR = 0.7
-"""A pair closer than this part of its Lennard-Jones minimum clashes: repulsion of about 55 well depths. Hydrogen bonds of
-fine MD reach 0.8 (half of the frames of alanine dipeptide), so a stricter mark would call real structures clashes."""
+"""A pair closer than this part of its Lennard-Jones minimum clashes: repulsion of about 55 well depths. Hydrogen bonds
+of fine MD reach 0.8 (half of the frames of alanine dipeptide); a stricter mark would call real structures clashes."""
 
 
 def clash_fraction(topology: Topology, positions: FloatArray) -> float:

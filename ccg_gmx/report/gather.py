@@ -7,10 +7,12 @@ import numpy as np
 from ccg_gmx.cycle.stages.coarse import coarse_surface, load_coarse_run
 from ccg_gmx.cycle.stages.learn import load_draws
 from ccg_gmx.cycle.summary import Results, restored_distributions
+from ccg_gmx.free_energy.joint_fit import PointEstimates
 from ccg_gmx.free_energy.reference import load_reference
-from ccg_gmx.free_energy.surface import load_surface
+from ccg_gmx.free_energy.surface import histogram_surface, load_surface
+from ccg_gmx.free_energy.torsion_grid import shifted
 from ccg_gmx.potential.coarse import CoarsePotential
-from ccg_gmx.records import FloatArray, ReportData
+from ccg_gmx.records import FloatArray, FreeEnergySurface, ReportData, WeightedDraws
 
 
 def gather(results: Results, summary: dict[str, object]) -> ReportData:
@@ -24,18 +26,35 @@ def gather(results: Results, summary: dict[str, object]) -> ReportData:
     surface = load_surface(results.surface / "surface.npz")
     potential = CoarsePotential.load(results.coarse_fit / "potential.npz")
     coarse = coarse_surface(load_coarse_run(results.coarse), surface, workflow.coarse_md.kde_degrees)
+    draws = [load_draws(folder) for folder in results.draws]
     return ReportData(
         summary=summary,
         surface=surface,
+        raw_surface=raw_surface(draws, surface),
         reference=load_reference(workflow.reference).surface if workflow.reference else None,
         coarse_surface=coarse,
         losses=_losses(results),
-        log_w=np.concatenate([load_draws(folder).log_w for folder in results.draws]),
+        log_w=np.concatenate([drawn.log_w for drawn in draws]),
         distributions=restored_distributions(results),
         turns=[turn.row() for turn in results.turns],
         coarse_terms=_terms(potential),
         coarse_map=potential.grid(workflow.cycle.grid),
     )
+
+
+def raw_surface(draws: list[WeightedDraws], like: FreeEnergySurface) -> FreeEnergySurface:
+    """Return -ln of the mean weight of every bin, without any fit; inf where no coarse point fell.
+
+    Weights are averaged over the draws and over the points of a bin, never their logarithms (THEORY section 3).
+    """
+    estimates = PointEstimates.of(draws)
+    log_weights = np.where(np.isneginf(estimates.log_z), -np.inf, estimates.log_z)
+    n, names, temperature = len(like.f), like.names, like.temperature_K
+    total = histogram_surface(estimates.s, n, names, temperature, log_weights)
+    count = histogram_surface(estimates.s, n, names, temperature)
+    with np.errstate(invalid="ignore"):
+        f = np.where(np.isfinite(total.f), total.f - count.f, np.inf)
+    return shifted(f, names, temperature)
 
 
 def _losses(results: Results) -> dict[str, FloatArray]:

@@ -13,7 +13,7 @@ from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow, save_flow
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
-from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
+from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, OptimiserSettings, train_energy, train_likelihood
 from ccg_gmx.free_energy.surface_files import load_surface, write_npz
 from ccg_gmx.free_energy.weights import draw_bead_gradients, draw_weights, forward_log_weights
 from ccg_gmx.potential.coarse import CoarsePotential
@@ -30,11 +30,11 @@ def learn_likelihood(work: Work) -> None:
     coordinates = system.coordinates
     settings = FlowSettings(**{**work.settings["flow"], "seed": work.seed})
     flow = LadderFlow(coordinates.n_s, coordinates.b, coordinates.y, settings)
-    flow.fit_scales(torch.from_numpy(split.b), torch.from_numpy(split.y))
+    training = LikelihoodSettings(**work.settings["likelihood"])
     losses = train_likelihood(
-        flow,
+        flow.to(_precision(training)),
         split,
-        LikelihoodSettings(**work.settings["likelihood"]),
+        training,
         work.seed,
         checkpoint=work.folder / "training.pt",
         progress=work.progress,
@@ -51,14 +51,15 @@ def learn_energy(work: Work) -> None:
     flow = load_flow(work.inputs["flow"] / "flow.pt")
     proposal = GridProposal.load(work.inputs["proposal"] / "proposal.npz")
     settings = EnergySettings(**work.settings["energy"])
+    precision = _precision(settings)
 
     def propose(batch: int, generator: torch.Generator) -> torch.Tensor:
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
         return torch.from_numpy(proposal.draw(batch, np.random.default_rng(seed)))
 
     losses = train_energy(
-        flow,
-        system.target(),
+        flow.to(precision),
+        system.target(precision),
         propose,
         load_split(work.inputs["split"] / "split.npz"),
         settings,
@@ -70,8 +71,13 @@ def learn_energy(work: Work) -> None:
     _finish(work.folder, flow, losses)
 
 
+def _precision(settings: OptimiserSettings) -> torch.dtype:
+    return torch.float32 if settings.single_precision else torch.float64
+
+
 def _finish(folder: Path, flow: LadderFlow, losses: dict[str, FloatArray]) -> None:
-    save_flow(flow, folder / "flow.pt")
+    """Save the flow in double precision, whatever it was trained in: its draws carry weights."""
+    save_flow(flow.double(), folder / "flow.pt")
     write_npz(folder / "losses.npz", **losses)
     (folder / "training.pt").unlink(missing_ok=True)
 
