@@ -10,6 +10,7 @@ checkpoint of mdrun.
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +81,8 @@ def compare(half_a: FreeEnergySurface, half_b: FreeEnergySurface) -> str:
 def make_surface(ns: float, seed: int, out: Path) -> Path:
     """Run both halves side by side and write ``out/surface.npz``; return its path."""
     runs = [Run(seed + i, seed + 100 + i, ns, out.resolve() / f"{ns:g}ns_seed{seed + i}") for i in (1, 2)]
-    bar = Bar("AWH", len(runs))
-    files = run_all(sample, runs, progress=lambda _label, done, _total: bar.update_to(done), label="AWH")
-    bar.close()
+    with closing(Bar("AWH", len(runs))) as bar:
+        files = run_all(sample, runs, progress=lambda _label, done, _total: bar.update_to(done), label="AWH")
     for path_a, path_b in zip(*files, strict=True):
         if path_a != files[0][0]:  # the first is written before the first step
             time_ps = path_a.stem.rpartition("_t")[2]
