@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Bar:
 @click.version_option(__version__, prog_name="ccg")
 def main() -> None:
     """Cycle coarse graining for GROMACS: a coarse model, the way back to atoms, and the free energy."""
+    # Commands import numpy and torch after this: one process per core, each with one thread of linear algebra.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 
 @main.command()
