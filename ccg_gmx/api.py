@@ -8,7 +8,7 @@ from typing import Any
 
 from ccg_gmx.cycle.config import Workflow, load_workflow
 from ccg_gmx.cycle.run import Cycle
-from ccg_gmx.cycle.store import Store, write_json
+from ccg_gmx.cycle.store import Store, storing, write_json
 from ccg_gmx.cycle.summary import summarise
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.report.outputs import command_line, make_manifest, write_outputs
@@ -42,7 +42,7 @@ def run_workflow(
     gmx = Gmx.find(workflow.engine)
     folder = Path(out).resolve()
     store = Store(folder, workflow.engine.runs_at_once)
-    with store.lock():
+    with store.lock(), storing(folder):
         manifest = make_manifest(workflow, gmx.version, command_line())
         write_json(folder / "manifest.json", manifest)
         results = Cycle(workflow, store, bar, log or (lambda _: None)).run()

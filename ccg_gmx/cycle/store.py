@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +27,15 @@ import torch
 
 import ccg_gmx
 from ccg_gmx.engine.parallel import report_steps, run_all
-from ccg_gmx.errors import StoreError
+from ccg_gmx.errors import SettingsError, StoreError
 
 Progress = Callable[..., None]
 """``progress(done, total[, message])``."""
 
 PARTIAL = ".partial-"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says, without an error number, when the disk is full."""
 RECORD = "stage.json"
 
 
@@ -129,13 +132,8 @@ class Store:
         missing = [(job, folder) for job, folder in zip(jobs, folders, strict=True) if not folder.exists()]
         if missing:
             tasks = [(job, str(folder)) for job, folder in missing]
-            try:
-                with _shown(bar, jobs[0].name, len(tasks)) as move:
-                    run_all(_run_one, tasks, self.workers, move, jobs[0].name)
-            except OSError as error:
-                if error.errno not in _UNWRITABLE:
-                    raise
-                raise _unwritable(self.root, error) from None
+            with storing(self.root), _shown(bar, jobs[0].name, len(tasks)) as move:
+                run_all(_run_one, tasks, self.workers, move, jobs[0].name)
         self.used.extend(folders)
         return folders
 
@@ -154,10 +152,13 @@ class Store:
 
 
 def job_key(job: Job) -> str:
-    """Return the 16-digit content hash of a job: settings, seed, inputs and the code that will run."""
+    """Return the 16-digit content hash of a job: settings, seed, inputs and the code that will run.
+
+    Settings keep their order, because the order of beads and torsions means something.
+    """
     payload = {
         "name": job.name,
-        "settings": job.settings,
+        "settings": json.dumps(job.settings),
         "seed": job.seed,
         "inputs": {name: _input_key(path) for name, path in sorted(job.inputs.items())},
         "code": code_version(),
@@ -173,9 +174,16 @@ def _input_key(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        SettingsError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}", expected="an existing file") from None
 
 
 @cache
@@ -201,6 +209,8 @@ def _run_one(task: tuple[Job, str]) -> None:
     torch.set_num_threads(1)
     folder, partial = Path(target), _partial(Path(target))
     partial.mkdir(parents=True, exist_ok=True)
+    for torn in partial.rglob(".*"):  # files that a killed attempt was writing under temporary names
+        torn.unlink()
     start = time.monotonic() - _seconds_before(partial)
     last = [0.0]
 
@@ -270,6 +280,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@contextmanager
+def storing(root: Path) -> Iterator[None]:
+    """Turn the system's refusal to write in a run folder into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(root)
+        if elsewhere or not (error.errno in _UNWRITABLE or _SHORT_WRITE.search(str(error))):
+            raise
+        raise _unwritable(root, error) from None
+
+
 def _unwritable(root: Path, error: OSError) -> StoreError:
-    reason = error.strerror or str(error)
+    reason = error.strerror or os.strerror(errno.ENOSPC)
     return StoreError(f"cannot write in {root}: {reason}", remedy="free some space or choose another --out folder")
