@@ -28,7 +28,7 @@ class _Group(click.Group):
 
 
 class Bar:
-    """Progress bar of one group of stages on stderr; silent unless stderr is a terminal or a log wants lines."""
+    """Progress bar of one group of stages on stderr; in a log file only stages that take long leave a line."""
 
     def __init__(self, label: str, total: int) -> None:
         from tqdm import tqdm
@@ -39,6 +39,7 @@ class Bar:
             bar_format="{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left",
             file=sys.stderr,
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            delay=0.0 if sys.stderr.isatty() else 20.0,
             dynamic_ncols=False,
             ncols=90,
         )
