@@ -123,8 +123,11 @@ def run_coarse(work: Work) -> None:
 
     Starting in equilibrium, the basins' populations are right at once, and MD that did not sample this model's
     Boltzmann density would show by drifting away from it.
-    Inputs: system, coarse_fit. Writes run.trr, coarse.npz.
+    Inputs: system, coarse_fit. Writes coarse.npz.
     """
+    if (work.folder / "coarse.npz").exists():  # killed after its last step
+        (work.folder / "run.trr").unlink(missing_ok=True)
+        return
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
     system = System.load(work.inputs["system"])
     model = work.inputs["coarse_fit"]
@@ -151,12 +154,12 @@ def run_coarse(work: Work) -> None:
     chain = np.stack([np.arange(len(system.beads) - 1), np.arange(1, len(system.beads))], axis=1)
     positions = make_whole(frames.positions, frames.box, chain)
     s_run, b_run = system.coordinates.split_beads(torch.from_numpy(positions))
-    np.savez(
+    write_npz(
         folder / "coarse.npz",
         s=s_run.numpy(),
         b=b_run.numpy(),
         positions=positions,
-        ns_per_day=np.float64(result.ns_per_day),
+        ns_per_day=np.asarray(result.ns_per_day),
     )
     result.trajectory.unlink()
 
