@@ -89,6 +89,7 @@ def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {error}", remedy="see workflows/ for examples") from None
+    _refuse_duplicates(path, tree)
     if not isinstance(document, dict):
         raise SettingsError(
             f"{path} holds no settings", expected="a YAML mapping", remedy="see workflows/ for examples"
@@ -98,8 +99,34 @@ def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
     try:
         workflow = Workflow.model_validate(document)
     except ValidationError as error:
-        raise SettingsError(_complaint(path, tree, error), remedy="`ccg schema` prints every key") from None
+        raise SettingsError(_complaint(path, tree, error, overrides), remedy="`ccg schema` prints every key") from None
     return _absolute(workflow, path.resolve().parent)
+
+
+def _refuse_duplicates(path: Path, tree: yaml.Node | None) -> None:
+    """YAML keeps the last of two equal keys without a word; a user who wrote both meant something by each."""
+    pending, seen = [tree], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                pending.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.value in lines:
+                    raise SettingsError(
+                        f"{path.name}, line {line}: {key.value} stands on line {lines[key.value]} already",
+                        expected="every key once",
+                        remedy="remove one of them",
+                    )
+                lines[key.value] = line
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -120,16 +147,17 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise SettingsError(f"--set {override}: {error}", expected="a YAML value") from None
 
 
-def _complaint(path: Path, tree: yaml.Node | None, error: ValidationError) -> str:
-    """Put the first validation error in one line that names the file's line and the key."""
+def _complaint(path: Path, tree: yaml.Node | None, error: ValidationError, overrides: tuple[str, ...]) -> str:
+    """Put the first validation error in one line that names the file's line, or the override, and the key."""
     first = error.errors()[0]
     location = tuple(part for part in first["loc"] if part != "[key]")
     where = ".".join(map(str, location)) or "workflow"
-    line = _line(tree, location)
+    given = next((item for item in reversed(overrides) if f"{where}.".startswith(f"{item.partition('=')[0]}.")), None)
+    place = f"--set {given}" if given else f"{path.name}, line {_line(tree, location)}"
     message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
     shown = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" (found {first['input']!r})"
     more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{path.name}, line {line}: {where}: {message}{shown}{more}"
+    return f"{place}: {where}: {message}{shown}{more}"
 
 
 def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
