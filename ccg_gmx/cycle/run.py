@@ -211,28 +211,22 @@ class Cycle:
                 **{f"beads{i}": folder for i, folder in enumerate(beads)},
             },
         )
-        walkers = [
+        runs = [
             self._job(
                 "coarse_md",
                 coarse.run_coarse,
-                {
-                    "steps": steps,
-                    "walker": walker,
-                    "walkers": md.walkers,
-                    "start_seed": self._seed("coarse starts", label),
-                    **run_settings,
-                },
+                {"steps": steps, "copies": md.copies, **run_settings},
                 {"system": self.inputs["system"], "coarse_fit": model},
-                f"{label} walker {walker}",
+                f"{label} run {index}",
             )
-            for walker in range(md.walkers)
+            for index in range(md.runs)
         ]
-        folders = self.store.run(walkers, self.bar)
+        folders = self.store.run(runs, self.bar)
         joined = self._one(
             "coarse_frames",
             coarse.gather_coarse,
-            {"walkers": md.walkers},
-            {f"walker{i}": folder for i, folder in enumerate(folders)},
+            {"runs": md.runs},
+            {f"run{i}": folder for i, folder in enumerate(folders)},
         )
         return model, joined
 

@@ -35,6 +35,13 @@ class GivenTrajectory(Settings):
     start_ps: float = Field(0.0, description="frames before this time are left out", ge=0)
     stride: int = Field(1, description="every n-th frame is used", ge=1)
 
+    @field_validator("trajectory")
+    @classmethod
+    def _full_precision(cls, value: Path) -> Path:
+        if value.suffix != ".trr":
+            raise ValueError("expected a .trr: an .xtc rounds positions to 0.001 nm, too coarse for weights")
+        return value
+
 
 class FineMdSettings(Settings):
     """Short atomistic runs, one set per start; no run needs to cross a barrier."""
@@ -86,11 +93,12 @@ class DrawSettings(Settings):
 class CoarseMdSettings(Settings):
     """GROMACS runs of the coarse model."""
 
-    walkers: int = Field(16, description="independent runs, started from draws of the coarse model's density", ge=1)
-    steps: int = Field(500_000, description="steps per walker in every turn", ge=1000)
-    final_steps: int = Field(2_000_000, description="steps per walker of the last coarse run", ge=1000)
+    runs: int = Field(2, description="independent runs, side by side", ge=1)
+    copies: int = Field(256, description="copies per run, started from draws of the coarse model's density", ge=1)
+    steps: int = Field(60_000, description="steps in every turn", ge=1000)
+    final_steps: int = Field(300_000, description="steps of the last coarse run", ge=1000)
     dt_ps: float = Field(0.004, description="time step; 4 fs keeps the variances of bonds within 1.5 %", gt=0, le=0.01)
-    output_every: int = Field(250, description="steps between frames", ge=1)
+    output_every: int = Field(500, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
     kde_degrees: float = Field(4.0, description="kernel width of the coarse run's histogram (0: raw bins)", ge=0)
     restored_frames: int = Field(2000, description="coarse frames restored to atoms at the end", ge=1)

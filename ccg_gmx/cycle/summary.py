@@ -267,7 +267,7 @@ def coarse_summary(results: Results) -> dict[str, Any]:
         "kde_degrees": workflow.coarse_md.kde_degrees,
         "unsampled_probability": float(np.exp(-against.f)[~np.isfinite(raw.f)].sum() / np.exp(-against.f).sum()),
         "frames": len(run.s),
-        "walkers": workflow.coarse_md.walkers,
+        "copies": workflow.coarse_md.runs * workflow.coarse_md.copies,
     }
 
 

@@ -111,7 +111,8 @@ def write_forcefield(
         folder: to write.
         potential: fitted coarse potential.
         molecule: beads and coordinates, in the potential's order.
-        positions: ``[n_beads, 3]`` nm, where a run starts; moved to the middle of the box.
+        positions: ``[n_beads, 3]`` nm, where a run starts; moved to the middle of the box. ``[C, n_beads, 3]`` for C
+            copies, which do not feel each other (no non-bonded terms): one run of many is up to ten times cheaper.
         mdp_text: run parameters.
         settings: resolution and box.
 
@@ -124,12 +125,13 @@ def write_forcefield(
         StoreError: if the folder cannot be written.
     """
     settings = settings or GromacsExportSettings()
-    _check(potential, molecule, positions)
+    copies = positions if positions.ndim == 3 else positions[None]
+    _check(potential, molecule, copies)
     files = _tables(potential, settings)
     table_names = tuple(files)
     forms = _analytic_forms(potential)
-    files["topol.top"] = _topology(potential, molecule, forms, settings)
-    files["conf.gro"] = _structure(molecule, positions, settings.box_nm)
+    files["topol.top"] = _topology(potential, molecule, forms, settings, len(copies))
+    files["conf.gro"] = _structure(molecule, copies, settings.box_nm)
     files[MDP_NAME] = mdp_text
     files[TABLES_MDP_NAME] = _with_tables(mdp_text)
     files["README.md"] = _readme(potential, molecule, forms, table_names)
@@ -161,7 +163,7 @@ def _analytic_forms(potential: CoarsePotential) -> list[AnalyticForm]:
 def _check(potential: CoarsePotential, molecule: CoarseMolecule, positions: FloatArray) -> None:
     basis, n = potential.basis, molecule.n_beads
     lengths = {len(molecule.residue_names), len(molecule.residue_ids), len(molecule.masses), n}
-    if len(lengths) != 1 or positions.shape != (n, 3):
+    if len(lengths) != 1 or positions.shape[1:] != (n, 3) or not len(positions):
         raise TopologyError(
             f"{n} bead names, {len(molecule.masses)} masses and positions of shape {positions.shape}",
             expected="one entry per bead everywhere",
@@ -236,6 +238,7 @@ def _topology(
     molecule: CoarseMolecule,
     forms: Sequence[AnalyticForm],
     settings: GromacsExportSettings,
+    copies: int,
 ) -> str:
     """The whole topology as text; every bead has a type of its own, which a CMAP type needs."""
     n, two = molecule.n_beads, potential.basis.n_s == 2
@@ -263,7 +266,7 @@ def _topology(
         out += _section("cmap", ["; beads function", f"{_numbers(_cmap_beads(molecule))} 1"])
     else:
         out += _either_section("dihedrals", [(molecule.torsions[0], "8 0 1.0", forms[-1].lines)])
-    out += _section("system", [f"{molecule.name} coarse model"]) + _section("molecules", [f"{molecule.name} 1"])
+    out += _section("system", [f"{molecule.name} coarse model"]) + _section("molecules", [f"{molecule.name} {copies}"])
     return "\n".join(out)
 
 
@@ -295,18 +298,24 @@ def _cmap_lines(potential: CoarsePotential, types: Sequence[str], settings: Grom
 
 
 def _structure(molecule: CoarseMolecule, positions: FloatArray, box_nm: float) -> str:
-    """A .gro file with six decimals, so that the start is what was asked for."""
-    span = float(np.ptp(positions, axis=0).max())
+    """A .gro file with six decimals, so that the start is what was asked for; copies stand on a cubic lattice."""
+    span = float(np.ptp(positions, axis=1).max())
     if not span < box_nm:
         raise SettingsError(f"a molecule of {span:.2f} nm in a box of {box_nm} nm", remedy="use a larger box")
-    centred = positions - positions.mean(axis=0) + 0.5 * box_nm
-    lines = [
-        f"{molecule.residue_ids[i] % 100000:5d}{molecule.residue_names[i]:<5s}{molecule.bead_names[i]:>5s}{i + 1:5d}"
-        + "".join(f"{x:11.6f}" for x in centred[i].tolist())
+    edge = math.ceil(round(len(positions) ** (1 / 3), 9))
+    lattice = np.stack(np.unravel_index(np.arange(len(positions)), (edge,) * 3), axis=1)
+    centred = positions - positions.mean(axis=1, keepdims=True) + (lattice[:, None] + 0.5) * box_nm / edge
+    names = [
+        f"{molecule.residue_ids[i] % 100000:5d}{molecule.residue_names[i]:<5s}{molecule.bead_names[i]:>5s}"
         for i in range(molecule.n_beads)
     ]
+    atoms = centred.reshape(-1, 3).tolist()
+    lines = [
+        f"{names[i % len(names)]}{(i + 1) % 100000:5d}" + "".join(f"{x:11.6f}" for x in atom)
+        for i, atom in enumerate(atoms)
+    ]
     box = " ".join([f"{box_nm:.6f}"] * 3)
-    return "\n".join([f"{molecule.name} coarse model", str(molecule.n_beads), *lines, box, ""])
+    return "\n".join([f"{molecule.name} coarse model", str(len(atoms)), *lines, box, ""])
 
 
 def _readme(

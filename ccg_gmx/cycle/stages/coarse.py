@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,17 @@ from ccg_gmx.cycle.stages.fine import find_gmx
 from ccg_gmx.cycle.stages.learn import load_bead_draws, load_draws
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
-from ccg_gmx.engine.mdp import coarse_run
-from ccg_gmx.export.gromacs import CoarseMolecule, write_forcefield
+from ccg_gmx.engine.mdp import Mdp, coarse_run
+from ccg_gmx.export.gromacs import CoarseMolecule, GromacsExportSettings, write_forcefield
 from ccg_gmx.free_energy.joint_fit import JointFitSettings, fit_surface
 from ccg_gmx.free_energy.surface import histogram_surface
 from ccg_gmx.free_energy.surface_files import load_surface, save_surface, write_npz
+from ccg_gmx.molecule.structure import read_structure
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
 from ccg_gmx.potential.basis import SeparableBasis, SplineTerm, TorsionGrid
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.potential.fit import BeadSamples, FitSettings, fit_coarse_potential
-from ccg_gmx.records import CoarseRun, FreeEnergySurface
+from ccg_gmx.records import CoarseRun, FloatArray, FreeEnergySurface
 
 
 def first_proposal(work: Work) -> None:
@@ -82,14 +84,7 @@ def fit_coarse(work: Work) -> None:
     potential.save(work.folder / "potential.npz")
     s, b = potential.sample(1, work.seed)
     start = system.coordinates.beads(torch.from_numpy(s), torch.from_numpy(b))[0].numpy()
-    mdp = coarse_run(
-        system.temperature_K,
-        work.settings["final_steps"],
-        work.seed,
-        dt_ps=work.settings["dt_ps"],
-        output_every=work.settings["output_every"],
-        tau_t_ps=work.settings["friction_time_ps"],
-    )
+    mdp = _coarse_mdp(system, work.settings, work.settings["final_steps"], work.seed)
     write_forcefield(work.folder / "forcefield", potential, coarse_molecule(system), start, mdp.text())
 
 
@@ -119,7 +114,7 @@ def bead_masses(system: System) -> tuple[float, ...]:
 
 
 def run_coarse(work: Work) -> None:
-    """Run one coarse walker, started from a draw of the coarse model's own density.
+    """Run copies of the coarse model in one box, started from draws of the model's own density.
 
     Starting in equilibrium, the basins' populations are right at once, and MD that did not sample this model's
     Boltzmann density would show by drifting away from it.
@@ -130,47 +125,73 @@ def run_coarse(work: Work) -> None:
         return
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
     system = System.load(work.inputs["system"])
-    model = work.inputs["coarse_fit"]
-    potential = CoarsePotential.load(model / "potential.npz")
-    s, b = potential.sample(settings["walkers"], settings["start_seed"])
-    walker = settings["walker"]
-    start = system.coordinates.beads(torch.from_numpy(s), torch.from_numpy(b))[walker].numpy()
-    mdp = coarse_run(
-        system.temperature_K,
-        settings["steps"],
-        work.seed,
-        dt_ps=settings["dt_ps"],
-        output_every=settings["output_every"],
-        tau_t_ps=settings["friction_time_ps"],
-    )
-    files = write_forcefield(folder / "model", potential, coarse_molecule(system), start, mdp.text())
+    potential = CoarsePotential.load(work.inputs["coarse_fit"] / "potential.npz")
+    s, b = equilibrium_starts(potential, settings["copies"], work.seed)
+    starts = system.coordinates.beads(torch.from_numpy(s), torch.from_numpy(b)).numpy()
+    mdp = _coarse_mdp(system, settings, settings["steps"], work.seed, cutoff_nm=0.5)
+    edge = GromacsExportSettings(box_nm=max(6.0, 1.5 * settings["copies"] ** (1 / 3)))
+    files = write_forcefield(folder / "model", potential, coarse_molecule(system), starts, mdp.text(), edge)
     tpr = folder / "run.tpr"
     if not tpr.exists():
         gmx.grompp(files.tables_mdp.read_text(), files.structure, files.topology, tpr, workdir=folder)
     result = gmx.mdrun(
         tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress, tables=files.tables
     )
-    frames = read_frames(result.trajectory, len(system.beads))
-    chain = np.stack([np.arange(len(system.beads) - 1), np.arange(1, len(system.beads))], axis=1)
-    positions = make_whole(frames.positions, frames.box, chain)
-    s_run, b_run = system.coordinates.split_beads(torch.from_numpy(positions))
+    _save_coarse(folder, system, result.trajectory, result.ns_per_day)
+
+
+def _coarse_mdp(system: System, settings: dict[str, Any], steps: int, seed: int, cutoff_nm: float = 2.5) -> Mdp:
+    return coarse_run(
+        system.temperature_K,
+        steps,
+        seed,
+        dt_ps=settings["dt_ps"],
+        output_every=settings["output_every"],
+        tau_t_ps=settings["friction_time_ps"],
+        cutoff_nm=cutoff_nm,
+    )
+
+
+def equilibrium_starts(potential: CoarsePotential, count: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Draw ``(s [count, n_s], b [count, n_b])`` from the coarse density, evenly spread along the first torsion.
+
+    Every 16th of a sorted sample: still draws of the density, but basins along that torsion hold their share to
+    about one copy instead of its square root.
+    """
+    s, b = potential.sample(16 * count, seed)
+    order = np.argsort(s[:, 0], kind="stable")[8::16]
+    return s[order], b[order]
+
+
+def _save_coarse(folder: Path, system: System, trajectory: Path, ns_per_day: float) -> None:
+    """Bring the frames of all copies into internal coordinates and remove the bulky trajectory."""
+    n = len(system.beads)
+    copies = read_structure(folder / "model" / "conf.gro")[0].shape[0] // n
+    frames = read_frames(trajectory, copies * n)
+    assert frames.box is not None
+    chain = np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)
+    # Copy after copy, each in time order: [copies * T, n, 3].
+    positions = np.swapaxes(frames.positions.reshape(-1, copies, n, 3), 0, 1).reshape(-1, n, 3)
+    whole = make_whole(positions, np.tile(frames.box, (copies, 1, 1)), chain)
+    s, b = system.coordinates.split_beads(torch.from_numpy(whole))
+    walker = np.repeat(np.arange(copies), len(frames.positions))
     write_npz(
         folder / "coarse.npz",
-        s=s_run.numpy(),
-        b=b_run.numpy(),
-        positions=positions,
-        ns_per_day=np.asarray(result.ns_per_day),
+        s=s.numpy(),
+        b=b.numpy(),
+        positions=whole,
+        walker=walker,
+        ns_per_day=np.asarray(ns_per_day * copies),
     )
-    result.trajectory.unlink()
+    trajectory.unlink()
 
 
 def gather_coarse(work: Work) -> None:
-    """Put the walkers' frames together. Inputs: walker0, walker1, ... Writes coarse.npz."""
-    runs = [
-        np.load(work.inputs[f"walker{i}"] / "coarse.npz", allow_pickle=False) for i in range(work.settings["walkers"])
-    ]
+    """Put the runs' frames together. Inputs: run0, run1, ... Writes coarse.npz."""
+    runs = [np.load(work.inputs[f"run{i}"] / "coarse.npz", allow_pickle=False) for i in range(work.settings["runs"])]
     joined = {key: np.concatenate([run[key] for run in runs]) for key in ("s", "b", "positions")}
-    walker = np.repeat(np.arange(len(runs)), [len(run["s"]) for run in runs])
+    first = np.cumsum([0] + [int(run["walker"].max()) + 1 for run in runs])
+    walker = np.concatenate([run["walker"] + first[i] for i, run in enumerate(runs)])
     speed = np.mean([float(run["ns_per_day"]) for run in runs])
     write_npz(work.folder / "coarse.npz", walker=walker, ns_per_day=np.asarray(speed), **joined)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run, minimise
 from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import TopologyError, TrajectoryError
+from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.structure import read_structure, write_structure
-from ccg_gmx.molecule.topology import check_cutoff, parse_tpr_dump, require_unconstrained
+from ccg_gmx.molecule.topology import Topology, check_cutoff, parse_tpr_dump, require_unconstrained
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
 from ccg_gmx.records import CoarseSplit, FloatArray
+
+ENERGY_TOLERANCE_KJ_MOL = 1e-3
+"""Two .tpr of one topology agree far better than this: they print the same parameters."""
 
 
 def find_gmx(work: Work) -> Gmx:
@@ -99,8 +104,8 @@ def split_frames(work: Work) -> None:
         parts.append(_split_run(system, trajectory, work.settings["discard_ps"], 1))
         work.progress(index + 1, work.settings["runs"])
     for index, given in enumerate(work.settings["given"]):
-        _check_given(system, find_gmx(work), work.inputs[f"tpr{index}"])
-        parts.append(_split_run(system, work.inputs[f"given{index}"], given["start_ps"], given["stride"]))
+        theirs = _given_topology(system, find_gmx(work), work.inputs[f"tpr{index}"])
+        parts.append(_split_run(system, work.inputs[f"given{index}"], given["start_ps"], given["stride"], theirs))
     held_from = [int(len(part[0]) * (1 - work.settings["held_out_fraction"])) for part in parts]
     training = [tuple(array[:cut] for array in part) for part, cut in zip(parts, held_from, strict=True)]
     held = [tuple(array[cut:] for array in part) for part, cut in zip(parts, held_from, strict=True)]
@@ -108,12 +113,15 @@ def split_frames(work: Work) -> None:
     save_split(work.folder / "held_out.npz", held)
 
 
-def _split_run(system: System, trajectory: Path, start_ps: float, stride: int) -> tuple[FloatArray, ...]:
-    """Return s, b, y, u of one trajectory."""
+def _split_run(
+    system: System, trajectory: Path, start_ps: float, stride: int, theirs: Topology | None = None
+) -> tuple[FloatArray, ...]:
+    """Return s, b, y, u of one trajectory; ``theirs`` is what its .tpr says, when that is not our own."""
     frames = read_frames(trajectory, len(system.topology.names), start_ps=start_ps, stride=stride)
     if len(frames.positions) < 20:
         raise TrajectoryError(f"{trajectory} has {len(frames.positions)} frames to use", expected="at least 20")
     positions = make_whole(frames.positions, frames.box, system.topology.bonds)
+    check_cutoff(theirs or system.topology, positions)
     with torch.no_grad():
         relabelled = system.coordinates.relabel(torch.from_numpy(positions))
         s, b, y = system.coordinates.split(relabelled)
@@ -122,26 +130,48 @@ def _split_run(system: System, trajectory: Path, start_ps: float, stride: int) -
             raise TrajectoryError(
                 f"{int(outside.sum())} of {len(y)} frames of {trajectory} leave the states of the starting structure "
                 "(handedness, cis/trans)",
-                expected="frames in one state",
-                remedy="`ccg report` lists the states that are held; put slow ones into the coarse torsions",
+                expected="frames in the states of the workflow's structure",
+                remedy="give a structure in the trajectory's state, or leave such frames out (start_ps, gmx trjconv)",
             )
         u = system.target()(s, b, y)
     return s.numpy(), b.numpy(), y.numpy(), u.numpy()
 
 
-def _check_given(system: System, gmx: Gmx, tpr: Path) -> None:
-    """A user's trajectory must come from the same molecule and temperature, without constraints."""
-    theirs = parse_tpr_dump(gmx.dump(tpr))
+def _given_topology(system: System, gmx: Gmx, tpr: Path) -> Topology:
+    """Read a user's .tpr and check that its run samples the density the weights are about."""
+    try:
+        theirs = parse_tpr_dump(gmx.dump(tpr))
+        _require_same_density(system, theirs)
+    except TopologyError as error:
+        raise TopologyError(f"{tpr.name}: {error.found}", expected=error.expected, remedy=error.remedy) from None
+    return theirs
+
+
+def _require_same_density(system: System, theirs: Topology) -> None:
+    """Same molecule, temperature and energy, no constraints."""
     require_unconstrained(theirs)
-    if len(theirs.names) != len(system.topology.names):
-        raise TopologyError(
-            f"{tpr} has {len(theirs.names)} atoms", expected=f"{len(system.topology.names)}, as the topology"
-        )
+    if theirs.n_atoms != system.topology.n_atoms:
+        raise TopologyError(f"found {theirs.n_atoms} atoms", expected=f"{system.topology.n_atoms}, as in the topology")
     if abs(theirs.run.temperature_K - system.temperature_K) > 1e-6:
         raise TopologyError(
-            f"{tpr} was run at {theirs.run.temperature_K} K",
-            expected=f"{system.temperature_K} K, the workflow's temperature_K",
+            f"found a run at {theirs.run.temperature_K:g} K",
+            expected=f"{system.temperature_K:g} K, the workflow's temperature_K",
         )
+    structure = torch.from_numpy(system.structure)[None]
+    difference = float(ForceField(_without_shifts(theirs))(structure) - ForceField(system.topology)(structure))
+    if not abs(difference) < ENERGY_TOLERANCE_KJ_MOL:
+        raise TopologyError(
+            f"found an energy of the starting structure that differs by {difference:.3g} kJ/mol from the topology's",
+            expected="a run with the workflow's topology",
+            remedy="give the .top and the .tpr of the same system",
+        )
+
+
+def _without_shifts(topology: Topology) -> Topology:
+    """Within the cut-off a shifted potential, GROMACS' default, is the plain one and a constant: the same density."""
+    names = ("coulomb-modifier", "vdw-modifier")
+    plain = {name: "None" for name in names if topology.run.settings.get(name) == "Potential-shift"}
+    return replace(topology, run=replace(topology.run, settings={**topology.run.settings, **plain}))
 
 
 def save_split(path: Path, parts: list[tuple[FloatArray, ...]]) -> None:

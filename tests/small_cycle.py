@@ -1,0 +1,57 @@
+"""Settings of a cycle that is over in seconds: every stage runs, no number is worth anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW = ROOT / "workflows" / "alanine_dipeptide.yaml"
+
+SETTINGS = (
+    "fine_md.runs_per_start=1",
+    "fine_md.steps=20000",
+    "fine_md.output_every=100",
+    "fine_md.discard_ps=2",
+    "flow.couplings=1",
+    "flow.bead_couplings=1",
+    "flow.width=16",
+    "flow.coupling_width=8",
+    "flow.circle_width=8",
+    "likelihood.steps=30",
+    "likelihood.batch=256",
+    "energy.steps=30",
+    "energy.batch=128",
+    "draws.points=128",
+    "draws.final_points=128",
+    "draws.draws_per_point=64",
+    "draws.bead_points=128",
+    "draws.draws_per_bead_point=16",
+    "coarse_md.runs=2",
+    "coarse_md.copies=8",
+    "coarse_md.steps=10000",
+    "coarse_md.final_steps=20000",
+    "coarse_md.output_every=50",
+    "coarse_md.restored_frames=40",
+    "joint_fit.order=4",
+    "cycle.max_turns=2",
+)
+
+
+def ccg(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in its own process, as a user does, and return what it wrote."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    command = [sys.executable, "-m", "ccg_gmx.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)  # type: ignore[call-overload]
+
+
+def settings(*more: str) -> list[str]:
+    """Return the ``--set`` options of the small cycle, with further ones that win over them."""
+    return [word for item in (*SETTINGS, *more) for word in ("--set", item)]
+
+
+def run_arguments(out: Path, *more: str, workflow: Path = WORKFLOW) -> list[str]:
+    """Return the arguments of ``ccg run`` for the small cycle."""
+    return ["run", str(workflow), "--out", str(out), *settings(*more)]
