@@ -73,7 +73,7 @@ def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
 
     Exit code 3: finished, but the diagnostics say that the numbers are not to be trusted yet.
 
-    Example: ccg run workflows/alanine_dipeptide.yaml --out runs/alanine --set temperature_K=310
+    Example: ccg run workflows/alanine_dipeptide.yaml --out runs/alanine --set seed=2
     """
     from ccg_gmx.api import run_workflow
     from ccg_gmx.cycle.store import finite

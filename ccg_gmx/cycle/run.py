@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.stages import coarse, fine, learn, restore
 from ccg_gmx.cycle.store import Job, StageFunction, Store
 from ccg_gmx.cycle.summary import Results, Turn, assess_turn
-from ccg_gmx.errors import SettingsError
+from ccg_gmx.errors import CcgError, SettingsError
+from ccg_gmx.free_energy.reference import load_reference
+from ccg_gmx.free_energy.surface import forward_kl, shifted
 
 Bar = Callable[[str, int], Any]
 
@@ -41,6 +45,7 @@ class Cycle:
             CcgError: whatever stage failed, in one line.
         """
         settings = self.workflow.cycle
+        self._check_reference()
         self.inputs = self._prepare()
         flows = self._train_likelihood()
         proposal = self._one("proposal", coarse.first_proposal, {"grid": settings.grid, "n_s": self._n_s()}, {})
@@ -91,6 +96,19 @@ class Cycle:
             turns=turns,
             used=tuple(dict.fromkeys(self.store.used)),
         )
+
+    def _check_reference(self) -> None:
+        """Find out before the first step of MD whether the reference can be compared with this run's surface."""
+        workflow, names = self.workflow, tuple(self.workflow.coarse.torsions)
+        if workflow.reference is None:
+            return
+        flat = shifted(np.zeros((workflow.cycle.grid,) * len(names)), names, workflow.temperature_K)
+        try:
+            forward_kl(load_reference(workflow.reference).surface, flat)
+        except CcgError as error:
+            raise SettingsError(
+                f"the reference does not fit this run: {error}", remedy="change the run, or set reference: null"
+            ) from None
 
     def _n_s(self) -> int:
         return len(self.workflow.coarse.torsions)
