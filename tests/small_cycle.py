@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "workflows" / "alanine_dipeptide.yaml"
@@ -56,3 +61,16 @@ def settings(*more: str) -> list[str]:
 def run_arguments(out: Path, *more: str, workflow: Path = WORKFLOW) -> list[str]:
     """Return the arguments of ``ccg run`` for the small cycle."""
     return ["run", str(workflow), "--out", str(out), *settings(*more)]
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """Mount a file system of a few kilobytes; the test is skipped where that is not allowed."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
