@@ -163,10 +163,12 @@ def doctor(as_json: bool) -> None:
 @click.argument("tpr", type=click.Path(path_type=Path))
 @click.argument("trajectory", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Compare every term with gmx mdrun -rerun.")
-@click.option("--frames", type=click.IntRange(min=1), default=None, help="Only the first so many frames.")
+@click.option("--frames", type=click.IntRange(min=1), default=None, help="Use at most so many frames.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def energy(tpr: Path, trajectory: Path, check: bool, frames: int | None, as_json: bool) -> None:
     """Print our energies per term; --check compares them with gmx mdrun -rerun.
+
+    Exit code 3: some term is further from GROMACS than 1e-3 kJ/mol.
 
     Example: ccg energy run.tpr run.trr --check
     """
@@ -174,6 +176,8 @@ def energy(tpr: Path, trajectory: Path, check: bool, frames: int | None, as_json
 
     table = energy_table(tpr, trajectory, check=check, limit=frames)
     click.echo(json.dumps(table, indent=1) if as_json else _energy_text(table))
+    if not table.get("agrees", True):
+        sys.exit(EXIT_NOT_CONVERGED)
 
 
 def _energy_text(table: dict[str, Any]) -> str:
@@ -185,6 +189,8 @@ def _energy_text(table: dict[str, Any]) -> str:
         lines.append(f"{name:<18} {term['mean']:>12.4f}{difference}")
     if checked:
         lines.append(f"largest difference of the total: {table['max_abs_diff_kJ_mol']:.2e} kJ/mol")
+        verdict = "agrees" if table["agrees"] else "does NOT agree"
+        lines.append(f"{verdict} with gmx to {table['tolerance_kJ_mol']:g} kJ/mol in every term")
         lines.append(f"gmx mdrun -rerun: {table['rerun_frames_per_s']:.0f} frames/s, start-up and files included")
     return "\n".join(lines)
 

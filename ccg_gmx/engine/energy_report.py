@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ccg_gmx.engine.energy_check import compare_energies
+from ccg_gmx.engine.energy_check import TOLERANCE_KJ_MOL, compare_energies
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
@@ -28,7 +28,7 @@ def energy_table(tpr: Path, trajectory: Path, *, check: bool, limit: int | None 
 
     Returns:
         frames, terms ``{name: {mean, max_abs_diff_kJ_mol}}``, frames_per_s and, when checking, max_abs_diff_kJ_mol of
-        the total, rerun_frames_per_s and the precision of gmx. Energies in kJ/mol.
+        the total, rerun_frames_per_s, the precision of gmx and whether all terms agree. Energies in kJ/mol.
 
     Raises:
         CcgError: unreadable or unsupported input.
@@ -67,4 +67,6 @@ def _checked(gmx: Gmx, tpr: Path, trajectory: Path, limit: int | None) -> dict[s
         "frames_per_s": comparison.frames_per_s,
         "rerun_frames_per_s": comparison.rerun_frames_per_s,
         "gmx_precision": comparison.precision,
+        "tolerance_kJ_mol": TOLERANCE_KJ_MOL,
+        "agrees": comparison.within(TOLERANCE_KJ_MOL),
     }
