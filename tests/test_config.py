@@ -219,6 +219,10 @@ def test_more_turns_asked_for_than_allowed() -> None:
     assert "max_turns is below min_turns" in complaint(WORKFLOW, "cycle.min_turns=3", "cycle.max_turns=2")
 
 
+def test_parts_of_the_proposal_above_one() -> None:
+    assert "together are above 1" in complaint(WORKFLOW, "draws.uniform_fraction=0.9", "draws.coarse_fraction=0.2")
+
+
 def test_fine_runs_shorter_than_what_is_left_out() -> None:
     assert "discard_ps" in complaint(WORKFLOW, "fine_md.steps=5000", "fine_md.discard_ps=10")
 

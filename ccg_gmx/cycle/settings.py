@@ -89,6 +89,12 @@ class DrawSettings(Settings):
     cap_kT: float = Field(8.0, description="diagnostics are medians over points with f below this", gt=0)
     chunk: int = Field(4096, description="draws evaluated at once (bounds the memory)", ge=64)
 
+    @model_validator(mode="after")
+    def _whole(self) -> DrawSettings:
+        if self.uniform_fraction + self.coarse_fraction > 1:
+            raise ValueError("uniform_fraction and coarse_fraction together are above 1")
+        return self
+
 
 class CoarseMdSettings(Settings):
     """GROMACS runs of the coarse model."""
