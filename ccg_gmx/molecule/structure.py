@@ -47,5 +47,5 @@ def _open(path: Path) -> MDAnalysis.Universe:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return MDAnalysis.Universe(str(path), to_guess=())
-    except (OSError, ValueError, TypeError, IndexError) as error:
+    except (OSError, EOFError, ValueError, TypeError, IndexError) as error:
         raise TopologyError(f"cannot read structure {path}: {error}", expected="a .gro or .pdb file") from None
