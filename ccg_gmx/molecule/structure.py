@@ -47,5 +47,6 @@ def _open(path: Path) -> MDAnalysis.Universe:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return MDAnalysis.Universe(str(path), to_guess=())
-    except (OSError, EOFError, ValueError, TypeError, IndexError) as error:
-        raise TopologyError(f"cannot read structure {path}: {error}", expected="a .gro or .pdb file") from None
+    except Exception as error:  # its parsers raise whatever they stumble over, StopIteration for one
+        reason = str(error) or type(error).__name__
+        raise TopologyError(f"cannot read structure {path}: {reason}", expected="a .gro or .pdb file") from None
