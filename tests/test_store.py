@@ -182,7 +182,12 @@ def test_sweep_removes_what_other_settings_left_half_done(tmp_path: Path, calls:
     with pytest.raises(TrajectoryError):
         store.run([Job("fragile", stop_in_the_middle)])
     (done,) = store.run([job(1, calls)])
+    torn, mine = tmp_path / ".fes.npz.123.tmp", tmp_path / ".gitignore"
+    for path in (torn, mine):
+        path.touch()
     store.sweep()
+    assert not torn.exists()
+    assert mine.exists()
     assert [path.name for path in store.stages.iterdir()] == [done.name]
 
 
@@ -213,6 +218,15 @@ def test_json_is_strict(tmp_path: Path) -> None:
 
     text = (tmp_path / "value.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == {"a": [None, 1.5, [None, None]]}
+
+
+@pytest.mark.parametrize("name", [RECORD, "summary.json"])
+def test_damaged_json_names_what_to_remove(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"half', encoding="utf-8")
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        read_json(tmp_path / name)
+    assert caught.value.remedy is not None
+    assert f"remove {tmp_path if name == RECORD else tmp_path / name} and" in caught.value.remedy
 
 
 # Status

@@ -33,7 +33,7 @@ def _progress(partial: Path) -> dict[str, Any]:
     try:
         state = read_json(partial / "progress.json")
         percent = 100.0 * state["done"] / max(state["total"], 1)
-    except (OSError, ValueError, KeyError):
+    except (OSError, StoreError, KeyError):
         percent = 0.0
     return {"stage": name, "percent": percent}
 

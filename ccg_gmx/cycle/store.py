@@ -36,6 +36,8 @@ PARTIAL = ".partial-"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 """What numpy says, without an error number, when the disk is full."""
+_TEMPORARY = re.compile(r"\..+\.(\d+\.tmp|partial)")
+"""Names that files of the package have until they are whole."""
 RECORD = "stage.json"
 
 
@@ -146,9 +148,12 @@ class Store:
         return total
 
     def sweep(self) -> None:
-        """Remove partial folders: called when a run is complete, so they are left-overs of changed settings."""
+        """Remove what killed attempts and changed settings left behind: called when a run is complete."""
         for folder in self.stages.glob(f"{PARTIAL}*"):
             shutil.rmtree(folder, ignore_errors=True)
+        for torn in self.root.glob(".*"):
+            if _TEMPORARY.fullmatch(torn.name):
+                torn.unlink()
 
 
 def job_key(job: Job) -> str:
@@ -240,7 +245,7 @@ def _seconds_before(partial: Path) -> float:
     """Seconds this stage had already run for when it was killed."""
     try:
         return float(read_json(partial / "progress.json")["wall_s"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, StoreError, KeyError):
         return 0.0
 
 
@@ -276,8 +281,18 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        damaged = path.parent if path.name == RECORD else path
+        raise StoreError(
+            f"{path} is damaged ({error})", remedy=f"remove {damaged} and run again to make it anew"
+        ) from None
 
 
 @contextmanager
