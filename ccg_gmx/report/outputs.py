@@ -7,10 +7,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.store import code_version, file_hash, read_json, write_json
@@ -62,9 +63,9 @@ def write_outputs(results: Results, summary: dict[str, Any], manifest: dict[str,
     """
     surface = load_surface(results.surface / "surface.npz")
     reference = load_reference(results.workflow.reference).surface if results.workflow.reference else None
-    _whole(folder / "fes.npz", lambda path: save_surface(surface, path))
-    _whole(folder / "fes.dat", lambda path: write_plumed_grid(surface, path))
-    _whole(folder / "fes.png", lambda path: plot_surface(surface, path, reference))
+    save_surface(surface, folder / "fes.npz")
+    write_plumed_grid(surface, folder / "fes.dat")
+    plot_surface(surface, folder / "fes.png", reference)
     _replace_folder(results.coarse_fit / "forcefield", folder / "forcefield")
     _replace_folder(results.restored / "restored", folder / "restored")
     write_json(folder / "results.json", _pack(results, folder))
@@ -76,7 +77,7 @@ def rebuild_report(folder: Path) -> Path:
     """Build report.html again from a finished run.
 
     Raises:
-        StoreError: if the run is not finished.
+        StoreError: if the run is not finished, or parts of it are gone.
     """
     missing = [name for name in ("results.json", "summary.json", "manifest.json") if not (folder / name).is_file()]
     if missing:
@@ -86,16 +87,18 @@ def rebuild_report(folder: Path) -> Path:
             remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
         )
     manifest = read_json(folder / "manifest.json")
-    results = _unpack(read_json(folder / "results.json"), Workflow.model_validate(manifest["workflow"]), folder)
+    try:
+        workflow = Workflow.model_validate(manifest["workflow"])
+    except (KeyError, TypeError, ValidationError):
+        raise StoreError(
+            f"{folder / 'manifest.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
+        ) from None
+    results = _unpack(read_json(folder / "results.json"), workflow, folder)
+    gone = [path for path in (*results.used, results.restored) if not path.is_dir()]
+    if gone:
+        raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
     build_report(gather(results, read_json(folder / "summary.json")), manifest, folder / "report.html")
     return folder / "report.html"
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name with the same ending, then rename."""
-    partial = path.with_name(f".partial-{path.name}")
-    write(partial)
-    os.replace(partial, path)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
