@@ -1,0 +1,234 @@
+"""The Langevin integrator on systems whose averages are known, to order and within error bars."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.mdp import minimise
+from ccg_gmx.errors import CheckpointError, TrajectoryError
+from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.langevin import Langevin, LangevinState
+from ccg_gmx.molecule.structure import read_structure
+from ccg_gmx.molecule.topology import parse_tpr_dump
+from ccg_gmx.molecule.trajectory import make_whole, read_frames
+from ccg_gmx.units import BOLTZMANN_KJ_MOL_K, thermal_energy
+
+KT = thermal_energy(300.0)
+SIGMA = 5.0
+"""Every statistical assertion is at five standard errors of independent walkers: one false alarm in 1.7 million."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Harmonic:
+    """Wells k/2 x^2, one spring constant per atom."""
+
+    def __init__(self, k: list[float]) -> None:
+        self.k = torch.tensor(k, dtype=torch.float64)[:, None]
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 0.5 * (self.k * x**2).sum((1, 2)), self.k * x
+
+
+def quartic(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """U / kT = x^4 / 4 - x^2 / 2: two wells at +-1 nm, a barrier of kT / 4."""
+    return KT * (0.25 * x**4 - 0.5 * x**2).sum((1, 2)), KT * (x**3 - x)
+
+
+def averages(
+    langevin: Langevin, start: torch.Tensor, warm: int, steps: int, every: int = 1
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard error over walkers of x^2 and m v^2 / kT, each ``[N]``, time-averaged within each walker."""
+    sums = torch.zeros(2, *start.shape, dtype=torch.float64)
+
+    def collect(state: LangevinState, _: torch.Tensor) -> None:
+        sums[0] += state.positions**2
+        sums[1] += langevin.masses * state.velocities**2 / langevin.kT
+
+    state = langevin.run(langevin.start(start), warm)
+    before = state.step
+    state = langevin.run(state, steps, every=every, callback=collect)
+    count = state.step // every - before // every
+    walkers = (sums / count).mean(-1).numpy()  # over the axes, which are alike
+    error = walkers.std(1, ddof=1) / math.sqrt(walkers.shape[1])
+    mean = walkers.mean(1)
+    return (mean[0], error[0]), (mean[1], error[1])
+
+
+def test_harmonic_wells_temperature_equipartition_and_exact_positions():
+    """BAOAB samples positions exactly at any stable step; <m v^2> is short by the factor 1 - (omega dt)^2 / 4."""
+    masses, k, dt = [1.0, 12.0, 16.0], [200.0, 400.0, 1000.0], 0.05
+    omega_dt = np.sqrt(np.divide(k, masses)) * dt
+    assert omega_dt.max() > 0.7  # a long step
+    langevin = Langevin(Harmonic(k), masses, 300.0, 5.0, dt, seed=1)
+    (x2, x2_error), (v2, v2_error) = averages(langevin, torch.zeros(4000, 3, 3, dtype=torch.float64), 200, 200, every=2)
+    assert np.all(x2_error / (KT / np.array(k)) < 3e-3)
+    assert np.all(np.abs(x2 - KT / np.array(k)) < SIGMA * x2_error)
+    assert np.all(np.abs(v2 - (1 - omega_dt**2 / 4)) < SIGMA * v2_error)
+    assert np.all(np.abs(x2 * np.array(k) / KT - 1) < 0.012)
+
+
+def test_equipartition_at_a_short_step():
+    """At omega dt = 0.05 the kinetic temperature of every atom is the thermostat's within the error bar."""
+    masses = [1.0, 12.0, 16.0]
+    k = [mass * (0.05 / 0.02) ** 2 for mass in masses]
+    langevin = Langevin(Harmonic(k), masses, 300.0, 10.0, 0.02, seed=2)
+    _, (v2, error) = averages(langevin, torch.zeros(2000, 3, 3, dtype=torch.float64), 200, 400, every=4)
+    temperatures, error = 300.0 * v2, 300.0 * error
+    assert np.all(error < 1.0)
+    assert np.all(np.abs(temperatures - 300.0 * (1 - 0.05**2 / 4)) < SIGMA * error)
+
+
+def test_velocities_are_of_second_order():
+    """Slope of ln|1 - <m v^2>/kT| against ln dt is 2 within five standard errors."""
+    steps = np.array([0.4, 0.8, 1.2])
+    deviation, relative = [], []
+    for index, dt in enumerate(steps):
+        langevin = Langevin(Harmonic([1.0]), [1.0], 1.0 / BOLTZMANN_KJ_MOL_K, 1.0, float(dt), seed=10 + index)
+        _, (v2, error) = averages(langevin, torch.zeros(8000, 1, 3, dtype=torch.float64), 60, 300)
+        deviation.append(1 - v2[0])
+        relative.append(error[0] / abs(1 - v2[0]))
+    slope, slope_error = weighted_slope(np.log(steps), np.log(deviation), np.array(relative))
+    assert slope_error < 0.1
+    assert abs(slope - 2) < SIGMA * slope_error
+
+
+def weighted_slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """Slope of a straight line and its standard error."""
+    weight = error**-2.0
+    centre = (weight * x).sum() / weight.sum()
+    spread = (weight * (x - centre) ** 2).sum()
+    return float((weight * (x - centre) * y).sum() / spread), float(spread**-0.5)
+
+
+def test_order_of_the_configurational_error_in_a_double_well():
+    """<x^2> in x^4/4 - x^2/2 against quadrature.
+
+    A double-well with quartic walls at friction 1: the error of <x^2> is of even order in dt, at least 2. Measured at
+    three steps so long that it stands far out of the noise; the slope is asserted to lie in 2..4, the short step's
+    answer to be the quadrature's.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    density = np.exp(-((4 * nodes) ** 4 / 4 - (4 * nodes) ** 2 / 2)) * weights
+    exact = float((density * (4 * nodes) ** 2).sum() / density.sum())
+    mass, steps = KT, np.array([0.15, 0.4, 0.55, 0.7])  # time in units where kT / m = 1
+    errors, noise = [], []
+    for index, dt in enumerate(steps):
+        langevin = Langevin(quartic, [mass], 300.0, 1.0, float(dt), seed=20 + index)
+        start = torch.randn(8000, 1, 3, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+        (x2, error), _ = averages(langevin, start, int(30 / dt), 400)
+        errors.append(x2[0] - exact)
+        noise.append(error[0])
+    assert noise[0] < 3e-3
+    assert abs(errors[0]) < SIGMA * noise[0] + 0.01 * exact
+    magnitude = np.abs(errors[1:])
+    assert np.all(magnitude > SIGMA * np.array(noise[1:])), (errors, noise)
+    slope, slope_error = weighted_slope(np.log(steps[1:]), np.log(magnitude), np.array(noise[1:]) / magnitude)
+    assert 2 - SIGMA * slope_error < slope < 4 + SIGMA * slope_error, (slope, slope_error)
+    assert slope_error < 0.3
+
+
+def test_frictionless_run_conserves_energy():
+    langevin = Langevin(Harmonic([100.0, 50.0]), [1.0, 2.0], 300.0, 0.0, 0.002, seed=4)
+    state = langevin.start(torch.full((8, 2, 3), 0.1, dtype=torch.float64))
+
+    def total(state: LangevinState) -> torch.Tensor:
+        return Harmonic([100.0, 50.0])(state.positions)[0] + langevin.kinetic_energy(state.velocities)
+
+    after = langevin.run(state, 5000)
+    torch.testing.assert_close(total(after), total(state), rtol=1e-3, atol=0)
+    assert (after.positions - state.positions).abs().max() > 0.01
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path):
+    langevin = Langevin(quartic, [5.0, 7.0], 300.0, 2.0, 0.05, seed=6)
+    begin = langevin.start(torch.zeros(16, 2, 3, dtype=torch.float64))
+    whole = langevin.run(begin, 100)
+    langevin.run(begin, 37).save(tmp_path / "state.pt", extra=torch.arange(3))
+    state, more = LangevinState.load(tmp_path / "state.pt")
+    again = Langevin(quartic, [5.0, 7.0], 300.0, 2.0, 0.05, seed=999).run(
+        state, 63
+    )  # the state alone carries the noise
+    assert again.step == whole.step == 100
+    assert torch.equal(again.positions, whole.positions)
+    assert torch.equal(again.velocities, whole.velocities)
+    assert torch.equal(again.noise, whole.noise)
+    assert more["extra"].tolist() == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [tmp_path / "state.pt"]
+
+
+def test_seeds_and_walkers_differ_and_repeat():
+    def ends(seed: int) -> torch.Tensor:
+        langevin = Langevin(quartic, [5.0], 300.0, 2.0, 0.05, seed=seed)
+        return langevin.run(langevin.start(torch.zeros(4, 1, 3, dtype=torch.float64)), 20).positions
+
+    assert torch.equal(ends(1), ends(1))
+    assert not torch.equal(ends(1), ends(2))
+    assert len(torch.unique(ends(1))) == 12
+
+
+def test_callback_and_progress_come_at_multiples_of_every():
+    langevin = Langevin(quartic, [5.0], 300.0, 2.0, 0.05, seed=1)
+    seen: list[int] = []
+    bars: list[tuple[int, int]] = []
+
+    def collect(state: LangevinState, energy: torch.Tensor) -> None:
+        seen.append(state.step)
+        torch.testing.assert_close(energy, quartic(state.positions)[0])
+
+    state = langevin.run(langevin.start(torch.zeros(2, 1, 3, dtype=torch.float64)), 15)
+    langevin.run(state, 20, every=10, callback=collect, progress=lambda done, total: bars.append((done, total)))
+    assert seen == [20, 30]
+    assert bars == [(5, 20), (15, 20)]
+
+
+def test_a_walker_that_blows_up_is_named():
+    def explosive(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        energy, gradient = quartic(x)
+        return torch.where((x > 3).any(-1).any(-1), torch.nan, energy), gradient
+
+    start = torch.zeros(5, 1, 3, dtype=torch.float64)
+    start[2] = 2.9
+    langevin = Langevin(explosive, [1e6], 300.0, 0.0, 0.1, seed=1)
+    state = langevin.start(start)
+    state.velocities[2] = 0.3
+    with pytest.raises(TrajectoryError, match=r"walker 3 of 5 .* at step 4 .*nan.*shorter time step than 0\.1 ps"):
+        langevin.run(state, 50)
+
+
+def test_float32_stays_float32():
+    langevin = Langevin(quartic, [5.0], 300.0, 2.0, 0.05, seed=1)
+    end = langevin.run(langevin.start(torch.zeros(3, 1, 3)), 5)
+    assert end.positions.dtype == end.velocities.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dt_ps": 0.0}, {"friction_per_ps": -1.0}, {"masses": [0.0]}, {"temperature_K": -3.0}]
+)
+def test_wrong_numbers_are_refused(wrong: dict[str, object]):
+    arguments = {"masses": [1.0], "temperature_K": 300.0, "friction_per_ps": 1.0, "dt_ps": 0.1, "seed": 1} | wrong
+    with pytest.raises(ValueError):
+        Langevin(quartic, **arguments)  # type: ignore[arg-type]
+
+
+def test_positions_that_do_not_fit_the_masses_are_refused():
+    with pytest.raises(ValueError, match="positions must be"):
+        Langevin(quartic, [1.0, 2.0], 300.0, 1.0, 0.1, seed=1).start(torch.zeros(3, 1, 3))
+
+
+def test_a_damaged_state_is_refused_in_one_line(tmp_path: Path):
+    (tmp_path / "state.pt").write_bytes(b"no state")
+    with pytest.raises(CheckpointError, match="cannot read the Langevin state"):
+        LangevinState.load(tmp_path / "state.pt")
