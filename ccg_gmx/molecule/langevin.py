@@ -137,7 +137,7 @@ class Langevin:
         Args:
             state: where to start, from :meth:`start` or an earlier run.
             steps: steps to do.
-            every: call ``callback`` and ``progress`` whenever the number of steps since the start is a multiple of this.
+            every: ``callback`` and ``progress`` are called when the steps since the start are a multiple of this.
             callback: given the state, which it may keep, and the potential energies ``[B]`` in kJ/mol.
             progress: given the steps of this call that are done and their number.
 
