@@ -21,6 +21,7 @@ ORDER = (
     ("cycle",),
     ("report",),
     ("api",),
+    ("bench",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ccg_gmx.molecule.interactions import harmonic_angles, harmonic_bonds, nonbonded_pairs, periodic_dihedrals
+from ccg_gmx.molecule.kernel import CompiledTerms, KernelTables
 from ccg_gmx.molecule.topology import Topology, require_supported
 from ccg_gmx.units import COULOMB_KJ_MOL_NM_E2
 
@@ -59,6 +60,8 @@ class ForceField(nn.Module):
         dtype: float64 (weights) or float32.
         device: where the parameters live.
         chunk: frames computed at once; bounds memory, and keeps the working set in the processor's cache.
+        compiled: use the compiled kernel where it can serve, on processors; else torch operations do everything.
+        threads: threads of the compiled kernel (torch has its own setting).
 
     Raises:
         TopologyError: if the topology holds anything these energies would leave out.
@@ -81,6 +84,8 @@ class ForceField(nn.Module):
         device: torch.device | str = "cpu",
         *,
         chunk: int = 512,
+        compiled: bool = True,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         require_supported(topology)
@@ -89,6 +94,7 @@ class ForceField(nn.Module):
         self._add_bonds(topology)
         self._add_angles(topology)
         self._add_dihedrals(topology)
+        self._compiled = CompiledTerms(self._kernel_tables(), threads) if compiled else None
         self.to(dtype=dtype, device=device)
         _keep_freed_memory()
 
@@ -169,7 +175,7 @@ class ForceField(nn.Module):
             positions: ``[B, N, 3]`` nm.
         """
         self._check(positions)
-        gradient = torch.empty_like(positions, requires_grad=False)
+        gradient = torch.empty(positions.shape, dtype=positions.dtype, device=positions.device)
         with torch.no_grad():
             return self._in_chunks(positions, gradient), gradient
 
@@ -186,7 +192,28 @@ class ForceField(nn.Module):
         parts = [self._terms(frames.permute(2, 1, 0).contiguous(), None) for frames in positions.split(self.chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in TERMS}
 
+    def _kernel_tables(self) -> KernelTables:
+        """Return the terms that the compiled kernel covers, as arrays."""
+
+        def columns(*values: Tensor) -> NDArray[np.float64]:
+            return torch.cat(values, dim=1).numpy()
+
+        ij, kj, kl = self.dihedral_ij, self.dihedral_kj, self.dihedral_kl
+        series = torch.stack([self.dihedral_cosines[..., 0].T, self.dihedral_sines[..., 0].T], dim=2)
+        return KernelTables(
+            n_atoms=self.n_atoms,
+            pairs=(_atoms(self.pairs.head, self.pairs.tail), columns(self.pair_c6, self.pair_c12, self.pair_qq)),
+            bonds=(_atoms(self.bonds.head, self.bonds.tail), columns(self.bond_b0, self.bond_k)),
+            angles=(
+                _atoms(self.angle_first.head, self.angle_first.tail, self.angle_second.head),
+                columns(self.angle_theta0, self.angle_k),
+            ),
+            dihedrals=(_atoms(ij.head, ij.tail, kj.head, kl.tail), series.numpy()),
+        )
+
     def _in_chunks(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
+        if self._compiled is not None and self._compiled.serves(positions):
+            return self._compiled(positions, gradient)
         energies = [positions.new_zeros(0)]
         for start in range(0, len(positions), self.chunk):
             x = positions[start : start + self.chunk].permute(2, 1, 0).contiguous()
@@ -271,6 +298,10 @@ def _keep_freed_memory() -> None:
     Without it each temporary of 0.1 to 10 MB is paid for with page faults: energies were 2 to 3 times slower.
     """
     torch.empty(30 * 2**20, dtype=torch.uint8)
+
+
+def _atoms(*columns: Tensor) -> NDArray[np.int64]:
+    return torch.stack(columns, dim=1).numpy()
 
 
 def _fourier_table(

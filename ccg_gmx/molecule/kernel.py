@@ -9,19 +9,21 @@ in the user's cache folder where that cannot be written). numba: Lam et al., doi
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ccg_gmx.molecule import kernel_terms
 from ccg_gmx.molecule.kernel_lanes import lane_count, load, splat, store
 
 Table = tuple[NDArray[Any], ...]
-EMPTY = np.zeros(1)
+DTYPES = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
+"""Float types that the kernel knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,40 @@ class Kernel:
             jobs.append((positions[part], target, energy[part], block[0], forces, self._lanes, *self._tables))
         _run(jobs)
         return energy
+
+
+class CompiledTerms:
+    """The kernel for torch: one :class:`Kernel` per float type, made when it is first needed.
+
+    Args:
+        tables: the interactions.
+        threads: how many threads share the frames of a call.
+    """
+
+    def __init__(self, tables: KernelTables, threads: int = 1) -> None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self._tables, self._threads = tables, threads
+        self._kernels: dict[torch.dtype, Kernel] = {}
+
+    @staticmethod
+    def serves(positions: Tensor) -> bool:
+        """Return whether these positions are on the processor and of a known float type."""
+        return positions.device.type == "cpu" and positions.dtype in DTYPES
+
+    def __call__(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
+        """Return energies ``[B]`` in kJ/mol and write their gradient, if asked for.
+
+        Args:
+            positions: ``[B, N, 3]`` nm.
+            gradient: ``[B, N, 3]`` kJ/mol/nm to be written, contiguous, or None.
+        """
+        dtype = positions.dtype
+        if dtype not in self._kernels:
+            self._kernels[dtype] = Kernel(self._tables, DTYPES[dtype])
+        target = None if gradient is None else gradient.numpy()
+        energy = self._kernels[dtype](positions.detach().contiguous().numpy(), target, self._threads)
+        return torch.from_numpy(energy)
 
 
 def _run(jobs: list[tuple[Any, ...]]) -> None:
