@@ -22,6 +22,7 @@ from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
 from ccg_gmx.free_energy.joint_fit import JointFitSettings
 from ccg_gmx.free_energy.surface import Basin
+from ccg_gmx.molecule.implicit import ImplicitSolventSettings
 from ccg_gmx.potential.fit import FitSettings
 from ccg_gmx.settings import Settings
 
@@ -37,6 +38,9 @@ class Workflow(Settings):
     seed: int = Field(1, description="every random number of the run derives from this", ge=0)
     topology: Path = Field(description="GROMACS topology (.top) of one molecule in vacuum")
     structure: Path = Field(description="starting structure (.gro); its handedness and cis/trans states are kept")
+    implicit_solvent: ImplicitSolventSettings | None = Field(
+        None, description="add a solvent term to the force field; fine runs then come from the Langevin integrator"
+    )
     coarse: CoarseSettings
     basins: Annotated[list[Basin], Field(max_length=12)] = Field(
         default=[], description="named boxes in the torsions (degrees); the first two give delta_f"
@@ -62,6 +66,17 @@ class Workflow(Settings):
                 raise ValueError(
                     f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {sorted(torsions)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fine_runs_sample_the_target(self) -> Workflow:
+        if self.implicit_solvent is None and self.fine_md.walkers > 1:
+            raise ValueError("fine_md.walkers needs implicit_solvent: GROMACS runs one molecule at a time")
+        if self.implicit_solvent is not None and self.fine_md.trajectories:
+            raise ValueError(
+                "fine_md.trajectories cannot be used with implicit_solvent: GROMACS runs have no such term, so their "
+                "frames are of another density"
+            )
         return self
 
 

@@ -117,11 +117,13 @@ class Cycle:
         """Resolve the system, run the fine MD and split its frames."""
         workflow = self.workflow
         files = {"topology": workflow.topology, **local_includes(workflow.topology)}
-        facts = {
+        facts: dict[str, Any] = {
             "temperature_K": workflow.temperature_K,
             "beads": workflow.coarse.beads,
             "torsions": {name: list(atoms) for name, atoms in workflow.coarse.torsions.items()},
         }
+        if workflow.implicit_solvent is not None:
+            facts["implicit_solvent"] = workflow.implicit_solvent.model_dump(mode="json")
         system = self._one("system", fine.make_system, facts, {**files, "structure": workflow.structure})
         runs = self._fine_runs(system, files)
         md = workflow.fine_md
@@ -143,6 +145,7 @@ class Cycle:
     def _fine_runs(self, system: Path, files: dict[str, Path]) -> list[Path]:
         md = self.workflow.fine_md
         inputs = {"system": system, "structure": self.workflow.structure, **files}
+        walkers = {"walkers": md.walkers} if self.workflow.implicit_solvent is not None else {}
         jobs = [
             self._job(
                 "fine_md",
@@ -153,6 +156,7 @@ class Cycle:
                     "dt_ps": md.dt_ps,
                     "output_every": md.output_every,
                     "friction_time_ps": md.friction_time_ps,
+                    **walkers,
                 },
                 inputs,
                 f"{start.name} {replicate}",

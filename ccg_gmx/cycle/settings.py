@@ -51,7 +51,8 @@ class FineMdSettings(Settings):
         default=[], description="existing runs to use (instead of or beside starts)"
     )
     runs_per_start: int = Field(2, description="independent runs per start", ge=1)
-    steps: int = Field(200_000, description="steps per run", ge=1000)
+    steps: int = Field(200_000, description="steps per run (of each of its walkers)", ge=1000)
+    walkers: int = Field(1, description="molecules side by side in one run; only with implicit_solvent", ge=1)
     dt_ps: float = Field(
         0.001, description="time step; at most 1 fs, because bonds are not constrained", gt=0, le=0.001
     )

@@ -185,7 +185,7 @@ def count_evaluations(results: Results) -> dict[str, int]:
         record = read_json(folder / RECORD)
         name, settings = record["name"], record["settings"]
         if name == "fine_md":
-            md += settings["steps"]
+            md += settings["steps"] * settings.get("walkers", 1)
         elif name == "energy":
             flow += settings["energy"]["steps"] * settings["energy"]["batch"]
         elif name in ("draws", "beads"):

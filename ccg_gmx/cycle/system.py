@@ -10,6 +10,7 @@ import torch
 
 from ccg_gmx.cycle.store import read_json
 from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.implicit import ImplicitSolvent, ImplicitSolventSettings, SolvatedForceField
 from ccg_gmx.molecule.mapping import bead_mapping_from_atoms
 from ccg_gmx.molecule.target import ReducedTarget
 from ccg_gmx.molecule.topology import Topology, parse_tpr_dump, torsion_atoms
@@ -29,6 +30,7 @@ class System:
         structure: ``[N, 3]`` nm, the starting structure.
         beads: 0-based atom of every bead, in chain order.
         bead_names: their names.
+        implicit_solvent: solvent term of the energy, None in vacuum.
     """
 
     topology: Topology
@@ -37,6 +39,7 @@ class System:
     structure: FloatArray
     beads: tuple[int, ...]
     bead_names: tuple[str, ...]
+    implicit_solvent: ImplicitSolventSettings | None = None
 
     @property
     def torsion_names(self) -> tuple[str, ...]:
@@ -49,7 +52,15 @@ class System:
         facts = read_json(folder / "system.json")
         topology = parse_tpr_dump((folder / "system.dump").read_text())
         structure = np.load(folder / "structure.npy", allow_pickle=False)
-        return cls.build(topology, structure, facts["beads"], facts["torsions"], facts["temperature_K"])
+        solvent = facts.get("implicit_solvent")
+        return cls.build(
+            topology,
+            structure,
+            facts["beads"],
+            facts["torsions"],
+            facts["temperature_K"],
+            None if solvent is None else ImplicitSolventSettings(**solvent),
+        )
 
     @classmethod
     def build(
@@ -59,6 +70,7 @@ class System:
         beads: dict[str, int],
         torsions: dict[str, list[int]],
         temperature_K: float,
+        implicit_solvent: ImplicitSolventSettings | None = None,
     ) -> System:
         """Build internal coordinates beads first.
 
@@ -68,6 +80,7 @@ class System:
             beads: bead name -> atom number (from 1).
             torsions: torsion name -> four atom numbers (from 1).
             temperature_K: temperature.
+            implicit_solvent: solvent term of the energy, None in vacuum.
 
         Raises:
             TopologyError: for an atom number that does not exist or a torsion that is not one of the beads'.
@@ -83,8 +96,20 @@ class System:
             names=topology.names,
             reference=structure,
         )
-        return cls(topology, InternalCoordinates(tree, quadruples), temperature_K, structure, chain, mapping.names)
+        coordinates = InternalCoordinates(tree, quadruples)
+        return cls(topology, coordinates, temperature_K, structure, chain, mapping.names, implicit_solvent)
+
+    def energy(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> ForceField | SolvatedForceField:
+        """Return the potential energy: the force field, and the solvent term where there is one.
+
+        Raises:
+            TopologyError: if an interaction is not covered or an atom has no radius.
+        """
+        force_field = ForceField(self.topology, dtype, device)
+        if self.implicit_solvent is None:
+            return force_field
+        return SolvatedForceField(force_field, ImplicitSolvent(self.topology, self.implicit_solvent, dtype, device))
 
     def target(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> ReducedTarget:
         """Return the reduced potential u(s, b, y); float32 is for training alone, weights are float64."""
-        return ReducedTarget(self.coordinates, ForceField(self.topology, dtype, device), self.temperature_K)
+        return ReducedTarget(self.coordinates, self.energy(dtype, device), self.temperature_K)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ccg_gmx.cycle.stages.fine_langevin import run_walkers
 from ccg_gmx.cycle.store import Work, write_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.gromacs import Gmx
@@ -15,6 +16,7 @@ from ccg_gmx.engine.mdp import fine_run, minimise
 from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.implicit import ImplicitSolventSettings
 from ccg_gmx.molecule.structure import read_structure, write_structure
 from ccg_gmx.molecule.topology import Topology, check_cutoff, parse_tpr_dump, require_unconstrained
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
@@ -45,15 +47,21 @@ def make_system(work: Work) -> None:
     positions, box = read_structure(structure_file)
     structure = make_whole(positions[None], box[None], topology.bonds)[0]
     check_cutoff(topology, structure[None])
-    System.build(topology, structure, settings["beads"], settings["torsions"], temperature)
+    solvent = settings.get("implicit_solvent")
+    given = None if solvent is None else ImplicitSolventSettings(**solvent)
+    system = System.build(topology, structure, settings["beads"], settings["torsions"], temperature, given)
+    if given is not None:
+        system.energy()  # refuses an atom without a radius here, before any run
     (folder / "system.dump").write_text(dump)
     np.save(folder / "structure.npy", structure)
-    write_json(folder / "system.json", {key: settings[key] for key in ("beads", "torsions", "temperature_K")})
+    keys = ("beads", "torsions", "temperature_K", "implicit_solvent")
+    write_json(folder / "system.json", {key: settings[key] for key in keys if key in settings})
 
 
 def run_fine(work: Work) -> None:
     """Run one short atomistic trajectory from a structure turned to the start's torsions and minimised.
 
+    With implicit solvent, which GROMACS does not have, the package's own integrator makes the trajectory.
     Inputs: system, topology, structure. Writes run.trr (full precision) and GROMACS' own files.
     """
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
@@ -63,6 +71,9 @@ def run_fine(work: Work) -> None:
     write_structure(folder / "start.gro", start, work.inputs["structure"])
     tpr = gmx.grompp(minimise(), folder / "start.gro", topology_file, folder / "em.tpr", workdir=folder)
     minimised = gmx.mdrun(tpr, folder, name="em")
+    if system.implicit_solvent is not None:
+        run_walkers(work, system, minimised.gro)
+        return
     mdp = fine_run(
         system.temperature_K,
         settings["steps"],
