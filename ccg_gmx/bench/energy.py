@@ -1,8 +1,8 @@
 """``ccg bench energy``: how many energies and gradients per second, here and in the programs that also compute them.
 
-Everything is timed in one run, on the same frames, on the same processor, each several times of which the fastest counts:
-wall-clock time is what users wait for, and the fastest repeat is the one that other users of the machine disturbed least.
-Processor time is given beside it, because it hardly depends on who else is computing.
+Everything is timed in one run, on the same frames, on the same processor, each several times of which the fastest
+counts: wall-clock time is what users wait for, and the fastest repeat is the one that other users of the machine
+disturbed least. Processor time is given beside it, because it hardly depends on who else is computing.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ HOW = {
     TORCH: "the same call without the kernel: the torch operations that also run on GPUs",
     RERUN: "wall-clock time that mdrun itself reports for its loop over frames (reading the .trr, forces, energies, "
     "writing the .edr; mixed precision), without start-up; processor time: the whole process less that of one frame",
-    "OpenMM": "a loop over frames in Python: setPositions (numpy), getState(energy=True, forces=True), the energy read; "
-    "the CPU platform computes in single precision, Reference in double",
+    "OpenMM": "a loop over frames in Python: setPositions (numpy), getState(energy=True, forces=True), the energy "
+    "read; the CPU platform computes in single precision, Reference in double",
 }
 
 
@@ -207,7 +207,7 @@ def _ours(topology: Topology, positions: FloatArray, repeats: int) -> list[Rate]
 def _rerun(gmx: Gmx, folder: Path, positions: FloatArray, topology: Topology, repeats: int) -> list[Rate]:
     box = topology.run.box_nm
     middle = 0.5 * box.sum(axis=0)
-    write_trr(folder / "all.trr", positions + middle, np.arange(len(positions)), box)
+    write_trr(folder / "all.trr", positions + middle, np.arange(float(len(positions))), box)
     write_trr(folder / "one.trr", positions[:1] + middle, np.zeros(1), box)
     return [rerun_rate(gmx, folder, len(positions), threads, repeats) for threads in (1, 2)]
 
@@ -286,7 +286,7 @@ def bench_text(result: dict[str, Any]) -> str:
     lines = [
         f"{result['frames']} frames of {result['atoms']} atoms; GROMACS {result['gmx']}; {result['processor']}; "
         f"load {load['before']:.1f} to {load['after']:.1f}",
-        f"{'thousands per second':<20} {'precision':<10} {'threads':>7} {'energy':>9} {'+ gradient':>11} {'/ cpu s':>9}",
+        f"{'thousands per second':<20} {'precision':<10} {'threads':>7} {'energy':>9} {'+ gradient':>11} {'cpu s':>9}",
     ]
     rows: dict[tuple[str, str, int], dict[bool, dict[str, Any]]] = {}
     for rate in result["rates"]:
@@ -297,7 +297,9 @@ def bench_text(result: dict[str, Any]) -> str:
         lines.append(f"{program:<20} {precision:<10} {threads:>7} {energy} {both}")
     for name, row in result["targets"].items():
         verdict = "reached" if row["found"] >= row["target"] else "NOT reached"
-        lines.append(f"float64 energy + gradient, one thread: {row['found']:.1f} x {name} (target {row['target']:g}: {verdict})")
+        lines.append(
+            f"float64 energy + gradient, one thread: {row['found']:.1f} x {name} (target {row['target']:g}: {verdict})"
+        )
     for platform, difference in result["openmm_max_abs_diff_kJ_mol"].items():
         lines.append(f"largest difference from OpenMM {platform}: {difference:.1e} kJ/mol")
     lines += [f"left out: {name}: {reason}" for name, reason in result["skipped"].items()]

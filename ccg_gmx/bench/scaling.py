@@ -70,7 +70,7 @@ def _rates(gmx: Gmx, folder: Path, topology: Topology, positions: FloatArray) ->
                     force_field = ForceField(topology, dtype, compiled=compiled)
                     work = lambda: force_field.energy_and_gradient(x)  # noqa: B023, E731
                     rates[f"{program}, {precision}"] = frames / bench.fastest(work, _REPEATS)[0]
-    write_trr(folder / "all.trr", positions, np.arange(frames), topology.run.box_nm)
+    write_trr(folder / "all.trr", positions, np.arange(float(frames)), topology.run.box_nm)
     write_trr(folder / "one.trr", positions[:1], np.zeros(1), topology.run.box_nm)
     rates[bench.RERUN] = bench.rerun_rate(gmx, folder, frames, 1, _REPEATS).per_s
     for platform in bench.PLATFORMS if find_spec("openmm") else ():
@@ -108,7 +108,8 @@ def plot_scaling(rows: list[dict[str, Any]], path: Path) -> None:
 def _name_lines(axes: Any, names: list[str], values: list[float], last: int) -> None:
     """Write the names right of the lines' ends, moved apart where lines end close together."""
     low, high = np.log(axes.get_ylim())
-    gap, heights = 0.07, []
+    gap = 0.07
+    heights: list[float] = []
     for value in values:
         height = (np.log(value) - low) / (high - low)
         heights.append(max(height, heights[-1] + gap) if heights else height)

@@ -1,9 +1,9 @@
 """Energy and gradient on a processor, compiled: the fast path of :class:`~ccg_gmx.molecule.energy.ForceField`.
 
-Frames are worked on in blocks of one SIMD vector (8 in float64, 16 in float32), frame by lane, so that every interaction
-is a handful of vector instructions without a shuffle. numba compiles for the processor at hand at the first use (some
-seconds) and keeps the code in its cache, one entry per processor type (NUMBA_CACHE_DIR; by default beside this file, or
-in the user's cache folder where that cannot be written). numba: Lam et al., doi:10.1145/2833157.2833162.
+Frames are worked on in blocks of one SIMD vector (8 in float64, 16 in float32), frame by lane, so that every
+interaction is a handful of vector instructions without a shuffle. numba compiles for the processor at hand at the first
+use (some seconds) and keeps the code in its cache, one entry per processor type: in NUMBA_CACHE_DIR, by default beside
+the source or, where that cannot be written, in the user's cache folder. numba: doi:10.1145/2833157.2833162.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ccg_gmx.molecule import kernel_terms
-from ccg_gmx.molecule.kernel_lanes import lane_count, load, splat, store
+from ccg_gmx.molecule.kernel_lanes import lane_count
+from ccg_gmx.molecule.kernel_terms import energies_of_frames
 
 Table = tuple[NDArray[Any], ...]
 DTYPES = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
@@ -53,7 +52,7 @@ class Kernel:
         dtype: float64 or float32, of parameters, positions and results.
     """
 
-    def __init__(self, tables: KernelTables, dtype: np.dtype[Any]) -> None:
+    def __init__(self, tables: KernelTables, dtype: Any) -> None:
         self.n_atoms, self.dtype = tables.n_atoms, np.dtype(dtype)
         self._lanes = lane_count(self.dtype)
         self._tables = (
@@ -80,7 +79,7 @@ class Kernel:
             target = None if gradient is None else gradient[part]
             block = [np.empty(3 * self.n_atoms * self._lanes, self.dtype) for _ in range(2)]
             forces = None if gradient is None else block[1]
-            jobs.append((positions[part], target, energy[part], block[0], forces, self._lanes, *self._tables))
+            jobs.append((positions[part], target, energy[part], block[0], forces, self._lanes, self._tables))
         _run(jobs)
         return energy
 
@@ -121,41 +120,13 @@ class CompiledTerms:
 
 def _run(jobs: list[tuple[Any, ...]]) -> None:
     """Run all jobs, the last one in this thread; compiled code holds no lock of Python."""
-    others = [threading.Thread(target=_frames, args=job) for job in jobs[:-1]]
+    others = [threading.Thread(target=energies_of_frames, args=job) for job in jobs[:-1]]
     for thread in others:
         thread.start()
     for job in jobs[-1:]:
-        _frames(*job)
+        energies_of_frames(*job)
     for thread in others:
         thread.join()
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _frames(positions, gradient, energies, x, forces, count, pairs, bonds, angles, dihedrals):  # type: ignore[no-untyped-def]
-    """Fill ``energies`` and ``gradient`` block by block; the last block repeats its last frame in the lanes left."""
-    n_frames, width = positions.shape[0], positions.shape[1] * 3
-    flat = positions.reshape(n_frames, width)
-    lanes = np.empty(count, positions.dtype)
-    for start in range(0, n_frames, count):
-        present = min(count, n_frames - start)
-        for lane in range(count):
-            frame = start + min(lane, present - 1)
-            for column in range(width):
-                x[column * count + lane] = flat[frame, column]
-        energy = splat(load(x, 0), 0.0)
-        if gradient is not None:
-            forces[:] = 0.0
-        energy = kernel_terms.pairs(x, forces, energy, count, pairs)
-        energy = kernel_terms.bonds(x, forces, energy, count, bonds)
-        energy = kernel_terms.angles(x, forces, energy, count, angles)
-        energy = kernel_terms.dihedrals(x, forces, energy, count, dihedrals)
-        store(lanes, 0, energy)
-        energies[start : start + present] = lanes[:present]
-        if gradient is not None:
-            target = gradient.reshape(n_frames, width)
-            for lane in range(present):
-                for column in range(width):
-                    target[start + lane, column] = forces[column * count + lane]
 
 
 def _rows(n_atoms: int, atoms: NDArray[np.int64], parameters: NDArray[np.float64], dtype: Any) -> Table:

@@ -1,8 +1,9 @@
+# mypy: ignore-errors
 """Vectors of frames for numba: a few lanes of floats that the compiler keeps in one SIMD register.
 
-Loops over arrays are vectorized only when the compiler can prove that they do not overlap, which it cannot for the atoms
-of a molecule. A type of its own, ``Lanes``, leaves nothing to prove: every operation below is one vector instruction, for
-whatever width the processor has. Division by zero and nan follow IEEE 754, without traps.
+Loops over arrays are vectorized only when the compiler can prove that they do not overlap, which it cannot for the
+atoms of a molecule. A type of its own, ``Lanes``, leaves nothing to prove: every operation below is one vector
+instruction, for whatever width the processor has. Division by zero and nan follow IEEE 754, without traps.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Lanes(types.Type):
 
 
 @register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes) -> None:
         super().__init__(manager, kind, kind.llvm)
 
@@ -133,7 +134,7 @@ def _overload_operator(symbol: Any, instruction: str) -> None:
     compute = _binary(instruction)
 
     @overload(symbol)
-    def choose(first, second):  # type: ignore[no-untyped-def]
+    def choose(first, second):
         if isinstance(first, Lanes) and isinstance(second, Lanes):
             return lambda first, second: compute(first, second)
         if isinstance(first, Lanes) and isinstance(second, types.Number):
@@ -156,13 +157,13 @@ inlined = njit(forceinline=True, nogil=True, error_model="numpy")
 
 
 @inlined
-def load3(array, index, count):  # type: ignore[no-untyped-def]
+def load3(array, index, count):
     """Return the three components of an atom's vectors."""
     return load(array, index), load(array, index + count), load(array, index + 2 * count)
 
 
 @inlined
-def add3(array, index, count, vector):  # type: ignore[no-untyped-def]
+def add3(array, index, count, vector):
     """Add to the three components of an atom's vectors."""
     store(array, index, load(array, index) + vector[0])
     store(array, index + count, load(array, index + count) + vector[1])
@@ -170,30 +171,30 @@ def add3(array, index, count, vector):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def minus(a, b):  # type: ignore[no-untyped-def]
+def minus(a, b):
     """Return the difference of two vectors."""
     return a[0] - b[0], a[1] - b[1], a[2] - b[2]
 
 
 @inlined
-def plus(a, b):  # type: ignore[no-untyped-def]
+def plus(a, b):
     """Return the sum of two vectors."""
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
 @inlined
-def times(scale, a):  # type: ignore[no-untyped-def]
+def times(scale, a):
     """Return a vector times a number."""
     return scale * a[0], scale * a[1], scale * a[2]
 
 
 @inlined
-def dot(a, b):  # type: ignore[no-untyped-def]
+def dot(a, b):
     """Return the scalar product."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @inlined
-def cross(a, b):  # type: ignore[no-untyped-def]
+def cross(a, b):
     """Return the vector product."""
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]

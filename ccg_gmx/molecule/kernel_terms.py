@@ -1,13 +1,17 @@
+# mypy: ignore-errors
 """The interactions of the compiled kernel: the formulas of ``interactions.py``, for one block of frames.
 
-``x`` and ``gradient`` are flat arrays ``[atom, component, lane]`` that stay in the first-level cache, ``energy`` the lanes
-summed so far; each function adds its terms to both. ``gradient`` is None where only energies are wanted, which numba
-resolves when it compiles. No function calls a trigonometric one: arc tangents are a polynomial.
+``x`` and ``gradient`` are flat arrays ``[atom, component, lane]`` that stay in the first-level cache, ``energy`` the
+lanes summed so far; each function adds its terms to both. ``gradient`` is None where only energies are wanted, which
+numba resolves when it compiles. No function calls a trigonometric one: arc tangents are a polynomial.
+
+numba takes cached code for current as long as this file is unchanged: after an edit of kernel_lanes.py touch it too.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.polynomial import chebyshev, polynomial
 
 from ccg_gmx.molecule.kernel_lanes import (
@@ -15,12 +19,14 @@ from ccg_gmx.molecule.kernel_lanes import (
     cross,
     dot,
     inlined,
+    load,
     load3,
     magnitude,
     minus,
     plus,
     root,
     splat,
+    store,
     times,
     where_less,
 )
@@ -40,11 +46,11 @@ _EIGHTH, _QUARTER, _HALF, _WHOLE = np.tan(np.pi / 8), np.pi / 4, np.pi / 2, np.p
 
 
 @inlined
-def angle_between(sine, cosine):  # type: ignore[no-untyped-def]
+def angle_between(sine, cosine):
     """Return atan2(sine, cosine) for sine >= 0, to a few units of the last place of float64.
 
-    The ratio of the smaller to the larger is within [0, 1]; a turn by pi/4 brings it within tan(pi/8), where a polynomial
-    of degree 11 in its square is exact to rounding.
+    The ratio of the smaller to the larger is within [0, 1]; a turn by pi/4 brings it within tan(pi/8), where a
+    polynomial of degree 11 in its square is exact to rounding.
     """
     size = magnitude(cosine)
     small, large = where_less(size, sine, size, sine), where_less(size, sine, sine, size)
@@ -61,7 +67,7 @@ def angle_between(sine, cosine):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def pairs(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
+def pairs(x, gradient, energy, count, table):
     """Add c12/r^12 - c6/r^6 + qq/r; pairs of one first atom are together, so its gradient stays in registers."""
     rows, partners, parameters = table
     stride = 3 * count
@@ -91,7 +97,7 @@ def pairs(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def bonds(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
+def bonds(x, gradient, energy, count, table):
     """Add k/2 (r - b0)^2."""
     atoms, parameters = table
     stride = 3 * count
@@ -110,7 +116,7 @@ def bonds(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def angles(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
+def angles(x, gradient, energy, count, table):
     """Add k/2 (theta - theta0)^2."""
     atoms, parameters = table
     stride = 3 * count
@@ -135,7 +141,7 @@ def angles(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def dihedrals(x, gradient, energy, count, table):  # type: ignore[no-untyped-def]
+def dihedrals(x, gradient, energy, count, table):
     """Add sum_m A_m cos(m phi) + B_m sin(m phi), one series for each four atoms, up to its own highest m."""
     atoms, orders, cosines, sines = table
     stride = 3 * count
@@ -168,3 +174,32 @@ def dihedrals(x, gradient, energy, count, table):  # type: ignore[no-untyped-def
             add3(gradient, k, count, plus(by_kj, by_kl))
             add3(gradient, l, count, times(-1.0, by_kl))
     return energy
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def energies_of_frames(positions, gradient, energies, x, forces, count, tables):
+    """Fill ``energies`` and ``gradient`` block by block; the last block repeats its last frame in the lanes left."""
+    pairs_table, bonds_table, angles_table, dihedrals_table = tables
+    n_frames, width = positions.shape[0], positions.shape[1] * 3
+    flat = positions.reshape(n_frames, width)
+    lanes = np.empty(count, positions.dtype)
+    for start in range(0, n_frames, count):
+        present = min(count, n_frames - start)
+        for lane in range(count):
+            frame = start + min(lane, present - 1)
+            for column in range(width):
+                x[column * count + lane] = flat[frame, column]
+        energy = splat(load(x, 0), 0.0)
+        if gradient is not None:
+            forces[:] = 0.0
+        energy = pairs(x, forces, energy, count, pairs_table)
+        energy = bonds(x, forces, energy, count, bonds_table)
+        energy = angles(x, forces, energy, count, angles_table)
+        energy = dihedrals(x, forces, energy, count, dihedrals_table)
+        store(lanes, 0, energy)
+        energies[start : start + present] = lanes[:present]
+        if gradient is not None:
+            target = gradient.reshape(n_frames, width)
+            for lane in range(present):
+                for column in range(width):
+                    target[start + lane, column] = forces[column * count + lane]
