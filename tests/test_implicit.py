@@ -98,11 +98,11 @@ def openmm_energies(topology: Topology, x: torch.Tensor, model: str, surface: st
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("surface", [True, False])
 def test_energy_and_gradient_against_openmm(system: Callable[[str], Ready], name: str, model: str, surface: bool):
-    """The promise is 1e-3 kJ/mol and 1e-3 relative; with one electric constant the two agree to rounding."""
+    """The promise is 1e-3 kJ/mol and 1e-3 relative; with one electric constant they agree to 2e-8 of OpenMM's rounded numbers."""
     topology, x = system(name)
     expected, expected_gradient = openmm_energies(topology, x, model, "ACE" if surface else None)
     energy, gradient = ImplicitSolvent(topology, settings(model, surface_area=surface)).energy_and_gradient(x)
-    assert np.abs(energy.numpy() - expected).max() < 1e-8
+    assert np.abs(energy.numpy() - expected).max() < 1e-7
     assert np.abs(gradient.numpy() - expected_gradient).max() < 1e-7 * np.abs(expected_gradient).max()
     assert np.ptp(expected) > 1.0, "frames of one energy prove nothing"
 

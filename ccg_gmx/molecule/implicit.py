@@ -41,8 +41,8 @@ SURFACE_TENSION_KJ_MOL_NM2 = 4 * math.pi * 2.25936
 _CLOSEST_NM = 1e-4
 """Pairs nearer than this count as this far apart: coincident atoms have a finite energy here and no NaN gradient."""
 
-_PAIR_FRAMES = 2**17
-"""Pairs times frames computed at once by default: temporaries of 1 MB stay in the processor's cache."""
+_PAIR_FRAMES = 2**14
+"""Pairs times frames computed at once by default: temporaries of 0.1 MB stay in the processor's cache."""
 
 
 class ImplicitSolventSettings(Settings):
@@ -65,7 +65,8 @@ class ImplicitSolvent(nn.Module):
         settings: the model and its constants.
         dtype: float64 (weights) or float32.
         device: where the parameters live.
-        chunk: frames computed at once, which bounds the memory; None chooses by the number of atoms.
+        chunk: frames computed at once, which bounds the memory; None chooses by the number of atoms, for a processor's
+            cache (a GPU wants thousands).
 
     Raises:
         TopologyError: if an atom has no radius in the set.
@@ -297,19 +298,23 @@ def descreening(distance: Tensor, offset: Tensor, scaled: Tensor, derivatives: b
     Returns:
         the integrals ``[2, P, B]`` in 1/nm and their derivatives by the distance (empty if not asked for).
     """
-    inner = distance - scaled
-    lower = torch.maximum(inner.abs(), offset).reciprocal()
-    upper = torch.maximum(distance + scaled, offset).reciprocal()
+    inner, outer = distance - scaled, distance + scaled
+    # bonded atoms never lie wholly inside one another: look, and spare all others the work
+    swallowed = distance.numel() > 0 and bool(distance.min() < (offset - scaled).abs().max())
+    if swallowed:
+        outer = torch.maximum(outer, offset)
+    lower, upper = torch.maximum(inner.abs(), offset).reciprocal(), outer.reciprocal()
     inverse = distance.reciprocal()
-    logarithm = 0.5 * inverse * (upper / lower).log()
-    squares = (upper - lower) * (upper + lower)
-    screened = scaled * scaled * inverse
-    integral = 0.5 * (lower - upper + 0.25 * (distance - screened) * squares + logarithm)
-    # 1/offset - 1/L with L = s - r where the atom lies wholly inside its neighbour, and 0 elsewhere
-    integral = integral + (offset.reciprocal() - torch.maximum(-inner, offset).reciprocal())
+    logarithm = torch.log(upper / lower) * (0.25 * inverse)
+    difference, total = lower - upper, lower + upper
+    square = (scaled * inverse) ** 2
+    integral = ((square - 1) * (0.125 * distance) * total + 0.5) * difference + logarithm
+    if swallowed:
+        # 1/offset - 1/L with L = s - r where the atom lies wholly inside its neighbour, and 0 elsewhere
+        integral = integral + (offset.reciprocal() - torch.maximum(-inner, offset).reciprocal())
     if not derivatives:
         return integral, distance.new_zeros(0)
-    return integral, 0.5 * (0.25 * (1 + screened * inverse) * squares - logarithm * inverse)
+    return integral, (square + 1).mul_(-0.125).mul_(total).mul_(difference).sub_(logarithm * inverse)
 
 
 def still_pairs(squared: Tensor, product: Tensor, qq: Tensor, derivatives: bool) -> tuple[Tensor, Tensor, Tensor]:
