@@ -33,12 +33,16 @@ from ccg_gmx.molecule.kernel_lanes import (
 
 
 def _arc_tangent_series(degree: int) -> tuple[float, ...]:
-    """Return P with atan(t) = t P(t^2) for |t| <= tan(pi / 8), highest power first, as interpolation in z = t^2."""
-    top = np.tan(np.pi / 8) ** 2
-    z = 0.5 * top * (chebyshev.chebpts1(degree + 1) + 1)
-    series = chebyshev.Chebyshev.fit(z, np.arctan(np.sqrt(z)) / np.sqrt(z), degree, domain=[0.0, top])
+    """Return P with atan(t) = t P(t^2) for |t| <= tan(pi / 8), highest power first, P(0) = 1 exactly.
+
+    Interpolation of (P - 1) / z, z = t^2, in Chebyshev points; there the Taylor series, 30 terms, is exact to rounding.
+    """
+    taylor = [(-1.0) ** k / (2 * k + 1) for k in range(1, 31)]
+    domain = [0.0, np.tan(np.pi / 8) ** 2]
+    z = 0.5 * domain[1] * (chebyshev.chebpts1(degree) + 1)
+    series = chebyshev.Chebyshev.fit(z, polynomial.polyval(z, taylor), degree - 1, domain=domain)
     powers = series.convert(kind=polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef
-    return tuple(float(value) for value in powers[::-1])
+    return (*(float(value) for value in powers[::-1]), 1.0)
 
 
 _ATAN = _arc_tangent_series(11)
