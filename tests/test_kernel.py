@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl as CacheImpl
 from test_topology import PEROXIDE
 
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.interactions import harmonic_angles, harmonic_bonds, nonbonded_pairs, periodic_dihedrals
 from ccg_gmx.molecule.kernel import CompiledTerms, KernelTables
-from ccg_gmx.molecule.kernel_lanes import load, store
+from ccg_gmx.molecule.kernel_lanes import compiled, load, store
 from ccg_gmx.molecule.kernel_terms import angle_between
 from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
@@ -144,6 +145,12 @@ def test_arc_tangent():
     angles_of(sine, cosine, found)
     expected = np.arctan2(sine, cosine)
     assert np.all(np.abs(found - expected) <= 5e-16 * np.maximum(expected, 1e-290))
+
+
+def test_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch):
+    """In a container with nothing to write to, numba refuses to cache; then every process compiles for itself."""
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert compiled(lambda x: x + 1)(2) == 3
 
 
 def test_a_force_field_chooses_by_device_and_type():

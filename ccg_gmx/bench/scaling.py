@@ -108,7 +108,7 @@ def plot_scaling(rows: list[dict[str, Any]], path: Path) -> None:
 def _name_lines(axes: Any, names: list[str], values: list[float], last: int) -> None:
     """Write the names right of the lines' ends, moved apart where lines end close together."""
     low, high = np.log(axes.get_ylim())
-    gap = 0.07
+    gap = 0.055
     heights: list[float] = []
     for value in values:
         height = (np.log(value) - low) / (high - low)

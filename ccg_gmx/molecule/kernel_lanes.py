@@ -152,6 +152,16 @@ for _symbol, _instruction in (
 ):
     _overload_operator(_symbol, _instruction)
 
+
+def compiled(function):
+    """Return the function compiled at its first call and kept in numba's cache, if there is a folder for one."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the folder of the source nor the user's can be written
+        return njit(**options)(function)
+
+
 inlined = njit(forceinline=True, nogil=True, error_model="numpy")
 """Decorator of the small functions that become part of their caller."""
 

@@ -11,11 +11,11 @@ numba takes cached code for current as long as this file is unchanged: after an 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.polynomial import chebyshev, polynomial
 
 from ccg_gmx.molecule.kernel_lanes import (
     add3,
+    compiled,
     cross,
     dot,
     inlined,
@@ -180,7 +180,7 @@ def dihedrals(x, gradient, energy, count, table):
     return energy
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def energies_of_frames(positions, gradient, energies, x, forces, count, tables):
     """Fill ``energies`` and ``gradient`` block by block; the last block repeats its last frame in the lanes left."""
     pairs_table, bonds_table, angles_table, dihedrals_table = tables
