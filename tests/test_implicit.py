@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from pydantic import ValidationError
 
 from ccg_gmx.engine.gromacs import Gmx
@@ -19,6 +20,8 @@ from ccg_gmx.errors import TopologyError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.implicit import ImplicitSolvent, ImplicitSolventSettings, SolvatedForceField, descreening
 from ccg_gmx.molecule.implicit_radii import mbondi2
+from ccg_gmx.molecule.kernel_lanes import lane_count, load, store
+from ccg_gmx.molecule.kernel_math import exponential, hyperbolic_tangent, logarithm
 from ccg_gmx.molecule.structure import read_structure
 from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole
@@ -98,7 +101,7 @@ def openmm_energies(topology: Topology, x: torch.Tensor, model: str, surface: st
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("surface", [True, False])
 def test_energy_and_gradient_against_openmm(system: Callable[[str], Ready], name: str, model: str, surface: bool):
-    """The promise is 1e-3 kJ/mol and 1e-3 relative; with one electric constant they agree to 2e-8 of OpenMM's rounded numbers."""
+    """The promise is 1e-3 kJ/mol and 1e-3 relative; with one electric constant they agree to 2e-8, as OpenMM rounds."""
     topology, x = system(name)
     expected, expected_gradient = openmm_energies(topology, x, model, "ACE" if surface else None)
     energy, gradient = ImplicitSolvent(topology, settings(model, surface_area=surface)).energy_and_gradient(x)
@@ -118,10 +121,11 @@ def test_the_models_and_the_surface_term_differ(system: Callable[[str], Ready], 
 
 
 @pytest.mark.gmx
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_gradient_by_autograd_and_finite_differences(alanine: Ready, model: str):
+def test_gradient_by_autograd_and_finite_differences(alanine: Ready, model: str, compiled: bool):
     topology, x = alanine
-    solvent, x = ImplicitSolvent(topology, settings(model)), x[:5]
+    solvent, x = ImplicitSolvent(topology, settings(model), compiled=compiled), x[:5]
     energy, gradient = solvent.energy_and_gradient(x)
     leaf = x.clone().requires_grad_()
     (by_autograd,) = torch.autograd.grad(solvent.energy(leaf).sum(), leaf)
@@ -178,9 +182,72 @@ def test_atoms_on_top_of_each_other_give_finite_numbers(alanine: Ready):
     topology, x = alanine
     x = x[:3].clone()
     x[0, 3], x[1, :], x[2, 10] = x[0, 8], 0.0, x[2, 4] + 1e-9
-    energy, gradient = ImplicitSolvent(topology, settings("obc2")).energy_and_gradient(x)
-    assert energy.isfinite().all()
-    assert gradient.isfinite().all()
+    for compiled in (True, False):
+        energy, gradient = ImplicitSolvent(topology, settings("obc2"), compiled=compiled).energy_and_gradient(x)
+        assert energy.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.gmx
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_kernel_against_torch(system: Callable[[str], Ready], name: str, dtype: torch.dtype):
+    """Frames from the compact to the overlapping and the torn apart; a number that fills no vector; two threads."""
+    topology, x = system(name)
+    x = (x[:21] - x[:21].mean(1, keepdim=True)) * torch.logspace(-1, 1, 21, dtype=torch.float64)[:, None, None]
+    x = x.to(dtype)
+    for model in MODELS:
+        plain = ImplicitSolvent(topology, settings(model), dtype, compiled=False)
+        energy, gradient = plain.energy_and_gradient(x)
+        fast = ImplicitSolvent(topology, settings(model), dtype, threads=2)
+        digits = 1e-12 if dtype == torch.float64 else 1e-4
+        found, found_gradient = fast.energy_and_gradient(x)
+        torch.testing.assert_close(found, energy, rtol=digits, atol=10 * digits)
+        scale = gradient.abs().amax((1, 2), keepdim=True) + 1
+        assert ((found_gradient - gradient).abs() / scale).max() < 10 * digits
+        torch.testing.assert_close(fast(x), found, rtol=0, atol=0)
+        torch.testing.assert_close(fast(x[:3]), found[:3], rtol=digits, atol=10 * digits)
+
+
+@pytest.mark.gmx
+def test_a_position_that_is_nan_gives_nan_in_its_own_frame_alone(alanine: Ready):
+    topology, x = alanine
+    x = x[:9].clone()
+    x[4, 7, 1] = torch.nan
+    for compiled in (True, False):
+        energy, gradient = ImplicitSolvent(topology, settings(), compiled=compiled).energy_and_gradient(x)
+        assert energy.isnan().tolist() == [index == 4 for index in range(9)]
+        assert gradient[4].isnan().any()
+        assert gradient[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+@njit
+def _over_lanes(function, values, results, count):
+    for start in range(0, len(values), count):
+        store(results, start, function(load(values, start)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("function", "exact", "low", "high", "absolute"),
+    [
+        (exponential, np.exp, -80.0, 60.0, False),
+        (logarithm, np.log, 1e-6, 1e6, False),
+        (hyperbolic_tangent, np.tanh, -20.0, 90.0, True),
+    ],
+)
+def test_functions_of_vectors(function, exact, low: float, high: float, absolute: bool, dtype: type):
+    """Within a few units of the last place of numpy's float64."""
+    values = np.linspace(low, high, 4000).astype(dtype)
+    if function is logarithm:
+        values[:2000] = np.linspace(0.5, 2.0, 2000)
+    results = np.empty_like(values)
+    _over_lanes(function, values, results, lane_count(np.dtype(dtype)))
+    expected = exact(values.astype(np.float64))
+    # an exponent's error grows with its argument, that of a logarithm near 0 is of the last place of 1
+    last = 4 * np.finfo(dtype).eps * np.maximum(1, np.abs(values) / 8 if function is exponential else 1)
+    scale = 1 if absolute else np.abs(expected) + (function is logarithm)
+    assert np.max(np.abs(results - expected) / (scale * last)) < 1
 
 
 @pytest.mark.gmx

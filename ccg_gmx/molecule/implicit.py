@@ -8,7 +8,8 @@
 * Surface term: M. Schaefer, C. Bartels, M. Karplus, J. Mol. Biol. 284, 835 (1998), doi:10.1006/jmbi.1998.2172.
 
 GROMACS dropped implicit solvent in 2019, so the test compares with OpenMM. The gradient is analytic and computed
-together with the energy; frames are the last, contiguous axis, as in energy.py.
+together with the energy. As in energy.py, a compiled kernel (kernel_solvent.py) serves processors; the torch operations
+here, frames along the last, contiguous axis, serve GPUs and are the kernel's test.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.implicit_radii import mbondi2
+from ccg_gmx.molecule.kernel import DTYPES
+from ccg_gmx.molecule.kernel_solvent import SolventKernel
 from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.settings import Settings
 from ccg_gmx.units import COULOMB_KJ_MOL_NM_E2
@@ -38,7 +41,7 @@ PROBE_NM = 0.14
 SURFACE_TENSION_KJ_MOL_NM2 = 4 * math.pi * 2.25936
 """Energy per (r + probe)^2 of an atom that nothing covers: 5.4 cal/mol/A^2 of solvent accessible area."""
 
-_CLOSEST_NM = 1e-4
+CLOSEST_NM = 1e-4
 """Pairs nearer than this count as this far apart: coincident atoms have a finite energy here and no NaN gradient."""
 
 _PAIR_FRAMES = 2**14
@@ -67,6 +70,8 @@ class ImplicitSolvent(nn.Module):
         device: where the parameters live.
         chunk: frames computed at once, which bounds the memory; None chooses by the number of atoms, for a processor's
             cache (a GPU wants thousands).
+        compiled: use the compiled kernel where it can serve, on processors; else torch operations do everything.
+        threads: threads of the compiled kernel (torch has its own setting).
 
     Raises:
         TopologyError: if an atom has no radius in the set.
@@ -91,6 +96,8 @@ class ImplicitSolvent(nn.Module):
         device: torch.device | str = "cpu",
         *,
         chunk: int | None = None,
+        compiled: bool = True,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         self.n_atoms = topology.n_atoms
@@ -105,11 +112,16 @@ class ImplicitSolvent(nn.Module):
         polarisation = COULOMB_KJ_MOL_NM_E2 * (1 / settings.solute_dielectric - 1 / settings.solvent_dielectric)
         tension = SURFACE_TENSION_KJ_MOL_NM2 if settings.surface_area else 0.0
         charges, scaled = topology.charges, screening * offset
+        self_energy = -0.5 * polarisation * charges**2
+        surface = tension * (radius + PROBE_NM) ** 2 * radius**6
+        self._rows = (offset, scaled, radius, self_energy, surface, charges)
+        self._factor, self._compiled, self._threads = -polarisation, compiled, threads
+        self._kernels: dict[torch.dtype, SolventKernel] = {}
         self._columns(
             radius=radius,
             offset_radius=offset,
-            self_energy=-0.5 * polarisation * charges**2,
-            surface=tension * (radius + PROBE_NM) ** 2 * radius**6,
+            self_energy=self_energy,
+            surface=surface,
             pair_qq=-polarisation * charges[first] * charges[second],
             # each pair twice: the first atom descreened by the second, and the other way round
             pair_offset=np.stack([offset[first], offset[second]]),
@@ -145,14 +157,26 @@ class ImplicitSolvent(nn.Module):
             positions: ``[B, N, 3]`` nm.
         """
         self._check(positions)
-        gradient = torch.empty_like(positions, requires_grad=False)
+        gradient = torch.empty(positions.shape, dtype=positions.dtype, device=positions.device)
         with torch.no_grad():
-            return self._in_chunks(positions, gradient), gradient
+            return self._total(positions, gradient), gradient
 
     def energy(self, positions: Tensor) -> Tensor:
-        """Return the energy ``[B]`` in kJ/mol of ``[B, N, 3]`` nm by plain operations, for autograd and tests."""
+        """Return the energy ``[B]`` in kJ/mol of ``[B, N, 3]`` nm; with autograd on, by operations that it follows."""
         self._check(positions)
-        return self._in_chunks(positions, None)
+        if torch.is_grad_enabled() and positions.requires_grad:
+            return self._in_chunks(positions, None)
+        return self._total(positions, None)
+
+    def _total(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
+        dtype = positions.dtype
+        if not self._compiled or positions.device.type != "cpu" or dtype not in DTYPES:
+            return self._in_chunks(positions, gradient)
+        if dtype not in self._kernels:
+            rescaling = (self.alpha, self.beta, self.gamma)
+            self._kernels[dtype] = SolventKernel(self._rows, rescaling, self._factor, CLOSEST_NM, DTYPES[dtype])
+        target = None if gradient is None else gradient.numpy()
+        return torch.from_numpy(self._kernels[dtype](positions.detach().contiguous().numpy(), target, self._threads))
 
     def born_radii(self, positions: Tensor) -> Tensor:
         """Return the effective Born radii ``[B, N]`` in nm.
@@ -206,7 +230,7 @@ class ImplicitSolvent(nn.Module):
         """Vectors ``[3, P, B]`` of all pairs and their squared lengths ``[P, B]``."""
         delta = x.index_select(1, self.first) - x.index_select(1, self.second)
         squared = torch.mul(delta[0], delta[0]).addcmul(delta[1], delta[1]).addcmul(delta[2], delta[2])
-        return delta, squared.clamp_min(_CLOSEST_NM**2)
+        return delta, squared.clamp_min(CLOSEST_NM**2)
 
     def _sum_over_pairs(self, values: Tensor) -> Tensor:
         """Sum ``[2, P, B]`` over the pairs of every atom to ``[N, B]``."""
