@@ -134,11 +134,19 @@ def compare(rates: list[Rate]) -> dict[str, Any]:
         for (program, precision), rate in one.items()
         if rate is not ours
     }
-    reached = {RERUN: ours.per_s / one[RERUN, "mixed"].per_s}
-    platforms = [rate.per_s for (program, _), rate in one.items() if program.startswith("OpenMM")]
-    if platforms:
-        reached["faster OpenMM platform"] = ours.per_s / max(platforms)
-    targets = {name: {"target": TARGETS[name], "found": found} for name, found in reached.items()}
+    groups = {
+        RERUN: [rate for rate in one.values() if rate.program == RERUN],
+        "faster OpenMM platform": [rate for rate in one.values() if rate.program.startswith("OpenMM")],
+    }
+    targets = {
+        name: {
+            "target": TARGETS[name],
+            "found": ours.per_s / max(rate.per_s for rate in group),
+            "found_processor_time": ours.per_cpu_s / max(rate.per_cpu_s for rate in group),
+        }
+        for name, group in groups.items()
+        if group
+    }
     return {
         "ratios": ratios,
         "targets": targets,
@@ -295,10 +303,12 @@ def bench_text(result: dict[str, Any]) -> str:
         energy = f"{pair[False]['per_s'] / 1e3:9.1f}" if False in pair else f"{'-':>9}"
         both = f"{pair[True]['per_s'] / 1e3:11.1f} {pair[True]['per_cpu_s'] / 1e3:9.1f}"
         lines.append(f"{program:<20} {precision:<10} {threads:>7} {energy} {both}")
+    lines.append("energy + gradient, one thread, our float64 kernel:")
     for name, row in result["targets"].items():
         verdict = "reached" if row["found"] >= row["target"] else "NOT reached"
         lines.append(
-            f"float64 energy + gradient, one thread: {row['found']:.1f} x {name} (target {row['target']:g}: {verdict})"
+            f"  {row['found']:.1f} x {name}, by processor time {row['found_processor_time']:.1f} x; "
+            f"target {row['target']:g}: {verdict}"
         )
     for platform, difference in result["openmm_max_abs_diff_kJ_mol"].items():
         lines.append(f"largest difference from OpenMM {platform}: {difference:.1e} kJ/mol")
