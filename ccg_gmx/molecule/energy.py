@@ -6,6 +6,9 @@ as fast as autograd through the terms. Every term is tested against ``gmx mdrun 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,8 +16,17 @@ from torch import Tensor, nn
 
 from ccg_gmx.molecule.interactions import harmonic_angles, harmonic_bonds, nonbonded_pairs, periodic_dihedrals
 from ccg_gmx.molecule.kernel import CompiledTerms, KernelTables
+from ccg_gmx.molecule.pairs import (
+    beyond_term,
+    close_pairs,
+    listed_nonbonded,
+    may_reach_cutoff,
+    nonbonded_table,
+    truncated_terms,
+)
+from ccg_gmx.molecule.tables import read_bonded_tables
+from ccg_gmx.molecule.terms import SERIES, Gather, Term, bonded_terms, fourier_table, scatter
 from ccg_gmx.molecule.topology import Topology, require_supported
-from ccg_gmx.units import COULOMB_KJ_MOL_NM_E2
 
 TERMS = (
     "Bond",
@@ -28,32 +40,8 @@ TERMS = (
 )
 
 
-class _Gather(nn.Module):
-    """Vectors ``[3, n, B]`` between pairs of atoms."""
-
-    head: Tensor
-    tail: Tensor
-
-    def __init__(self, head: NDArray[np.int64], tail: NDArray[np.int64]) -> None:
-        super().__init__()
-        self.register_buffer("head", torch.from_numpy(np.ascontiguousarray(head)))
-        self.register_buffer("tail", torch.from_numpy(np.ascontiguousarray(tail)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.head).sub_(x.index_select(1, self.tail))
-
-
-def _scatter(gathers: tuple[_Gather, ...], derivatives: tuple[Tensor, ...], gradient: Tensor | None) -> None:
-    """Add derivatives by vectors to the ``[3, N, B]`` gradient by positions."""
-    if gradient is None:
-        return
-    for gather, derivative in zip(gathers, derivatives, strict=True):
-        gradient.index_add_(1, gather.head, derivative)
-        gradient.index_add_(1, gather.tail, derivative, alpha=-1)
-
-
 class ForceField(nn.Module):
-    """Potential energy of one isolated molecule, all pairs, no cut-off.
+    """Potential energy of one isolated molecule: all pairs, under the cut-off of the .tpr where it matters.
 
     Args:
         topology: from :func:`ccg_gmx.molecule.topology.parse_tpr_dump`.
@@ -62,9 +50,10 @@ class ForceField(nn.Module):
         chunk: frames computed at once; bounds memory, and keeps the working set in the processor's cache.
         compiled: use the compiled kernel where it can serve, on processors; else torch operations do everything.
         threads: threads of the compiled kernel (torch has its own setting).
+        tables: files of tabulated bonds, angles and dihedrals, as ``mdrun -tableb`` takes them.
 
     Raises:
-        TopologyError: if the topology holds anything these energies would leave out.
+        TopologyError: if the topology holds anything these energies would leave out, or a table is missing.
     """
 
     pair_c6: Tensor
@@ -86,10 +75,13 @@ class ForceField(nn.Module):
         chunk: int = 512,
         compiled: bool = True,
         threads: int = 1,
+        tables: Sequence[Path] = (),
     ) -> None:
         super().__init__()
         require_supported(topology)
         self.n_atoms, self.chunk = topology.n_atoms, chunk
+        self.others = nn.ModuleList(bonded_terms(topology, read_bonded_tables(tables)))
+        self.beyond: Term | None = None
         self._add_pairs(topology)
         self._add_bonds(topology)
         self._add_angles(topology)
@@ -109,45 +101,40 @@ class ForceField(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)).unsqueeze(-1))
 
     def _add_pairs(self, topology: Topology) -> None:
-        """One table of pairs: non-bonded first, then 1-4."""
-        first, second = np.triu_indices(topology.n_atoms, k=1)
-        keep = np.array(
-            [pair not in topology.exclusions for pair in zip(first.tolist(), second.tolist(), strict=True)], bool
-        )
-        first, second = first[keep], second[keep]
-        close = topology.interactions["LJ14"]
-        self.n_nonbonded = len(first)
-        kinds = topology.types
-        head, tail = np.r_[first, close.atoms[:, 0]], np.r_[second, close.atoms[:, 1]]
-        factor = COULOMB_KJ_MOL_NM_E2 / topology.run.epsilon_r
-        scale = np.where(np.arange(len(head)) < self.n_nonbonded, factor, factor * topology.fudge_qq)
-        self.pairs = _Gather(head, tail)
-        self._columns(
-            pair_c6=np.r_[topology.c6[kinds[first], kinds[second]], close.parameters[:, 0]],
-            pair_c12=np.r_[topology.c12[kinds[first], kinds[second]], close.parameters[:, 1]],
-            pair_qq=scale * topology.charges[head] * topology.charges[tail],
-        )
+        """One table of pairs of full strength: non-bonded first, then 1-4; pairs under a modified cut-off elsewhere."""
+        pairs, strengths = nonbonded_table(topology)
+        if not topology.run.plain_cutoff:
+            self.others.extend(truncated_terms(topology, pairs, strengths))
+            pairs, strengths = pairs[:0], strengths[:0]
+        elif may_reach_cutoff(topology):
+            self.beyond, self.reach = beyond_term(topology, pairs, strengths), topology.run.cutoff_nm
+        listed, listed_strengths = listed_nonbonded(topology)
+        close, close_strengths = close_pairs(topology)
+        self.n_nonbonded = len(pairs) + len(listed)
+        atoms = np.concatenate([pairs, listed, close])
+        c6, c12, qq = np.concatenate([strengths, listed_strengths, close_strengths]).T
+        self.pairs = Gather(atoms[:, 0], atoms[:, 1])
+        self._columns(pair_c6=c6, pair_c12=c12, pair_qq=qq)
 
     def _add_bonds(self, topology: Topology) -> None:
         bonds = topology.interactions["BONDS"]
-        self.bonds = _Gather(bonds.atoms[:, 0], bonds.atoms[:, 1])
+        self.bonds = Gather(bonds.atoms[:, 0], bonds.atoms[:, 1])
         self._columns(bond_b0=bonds.parameters[:, 0], bond_k=bonds.parameters[:, 1])
 
     def _add_angles(self, topology: Topology) -> None:
         angles = topology.interactions["ANGLES"]
-        self.angle_first = _Gather(angles.atoms[:, 0], angles.atoms[:, 1])
-        self.angle_second = _Gather(angles.atoms[:, 2], angles.atoms[:, 1])
+        self.angle_first = Gather(angles.atoms[:, 0], angles.atoms[:, 1])
+        self.angle_second = Gather(angles.atoms[:, 2], angles.atoms[:, 1])
         self._columns(angle_theta0=np.radians(angles.parameters[:, 0]), angle_k=angles.parameters[:, 1])
 
     def _add_dihedrals(self, topology: Topology) -> None:
-        """Proper dihedrals first, then periodic impropers; one Fourier series for each four atoms."""
-        tables = [_fourier_table(topology.interactions[name].atoms, topology.interactions[name].parameters)
-                  for name in ("PDIHS", "PIDIHS")]  # fmt: skip
-        self.n_proper = len(tables[0][0])
+        """All dihedrals that are Fourier series, kind after kind; one series for each four atoms of a kind."""
+        tables = [fourier_table(name, topology.interactions[name]) for name in SERIES]
+        self.series_sizes = [len(quadruples) for quadruples, _ in tables]
         order = max(table.shape[1] for _, table in tables)
         coefficients = np.concatenate([np.pad(t, ((0, 0), (0, order - t.shape[1]), (0, 0))) for _, t in tables])
         i, j, k, l = np.concatenate([atoms for atoms, _ in tables]).T  # noqa: E741
-        self.dihedral_ij, self.dihedral_kj, self.dihedral_kl = _Gather(i, j), _Gather(k, j), _Gather(k, l)
+        self.dihedral_ij, self.dihedral_kj, self.dihedral_kl = Gather(i, j), Gather(k, j), Gather(k, l)
         self._columns(
             dihedral_cosines=np.moveaxis(coefficients[:, :, 0], 0, 1),
             dihedral_sines=np.moveaxis(coefficients[:, :, 1], 0, 1),
@@ -186,11 +173,14 @@ class ForceField(nn.Module):
             positions: ``[B, N, 3]`` nm.
 
         Returns:
-            name -> ``[B]`` kJ/mol, keys :data:`TERMS`; differentiable any number of times by plain autograd.
+            name -> ``[B]`` kJ/mol, keys :data:`TERMS` (0 where absent) and whatever else the topology has;
+            differentiable any number of times by plain autograd.
         """
         self._check(positions)
         parts = [self._terms(frames.permute(2, 1, 0).contiguous(), None) for frames in positions.split(self.chunk)]
-        return {name: torch.cat([part[name] for part in parts]) for name in TERMS}
+        names = parts[0] if parts else TERMS
+        empty = [positions.new_zeros(0)]
+        return {name: torch.cat(empty + [part[name] for part in parts]) for name in names}
 
     def _kernel_tables(self) -> KernelTables:
         """Return the terms that the compiled kernel covers, as arrays."""
@@ -212,37 +202,60 @@ class ForceField(nn.Module):
         )
 
     def _in_chunks(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
-        if self._compiled is not None and self._compiled.serves(positions):
-            return self._compiled(positions, gradient)
+        compiled = self._compiled is not None and self._compiled.serves(positions)
         energies = [positions.new_zeros(0)]
+        if compiled and self._compiled is not None:
+            energy = self._compiled(positions, gradient)
+            if not len(self.others) and self.beyond is None:
+                return energy
         for start in range(0, len(positions), self.chunk):
-            x = positions[start : start + self.chunk].permute(2, 1, 0).contiguous()
+            part = slice(start, start + self.chunk)
+            x = positions[part].permute(2, 1, 0).contiguous()
             by_x = None if gradient is None else torch.zeros_like(x)
-            energies.append(torch.stack(list(self._terms(x, by_x).values())).sum(0))
+            terms = self._other_terms(x, by_x) if compiled else self._terms(x, by_x)
+            total = torch.stack([*terms.values(), x.new_zeros(x.shape[2])]).sum(0)
+            energies.append(energy[part] + total if compiled else total)
             if gradient is not None and by_x is not None:
-                gradient[start : start + self.chunk] = by_x.permute(2, 1, 0)
+                added = by_x.permute(2, 1, 0)
+                gradient[part] = gradient[part] + added if compiled else added
         return torch.cat(energies)
 
     def _terms(self, x: Tensor, gradient: Tensor | None) -> dict[str, Tensor]:
         """Compute all terms of ``x [3, N, B]``, adding derivatives to ``gradient [3, N, B]`` when it is given."""
-        bond = self._bond_energy(x, gradient)
-        angle = self._angle_energy(x, gradient)
-        dihedral = self._dihedral_energy(x, gradient)
         lennard_jones, coulomb = self._pair_energy(x, gradient)
-        return {
-            "Bond": bond.sum(0),
-            "Angle": angle.sum(0),
-            "Proper Dih.": dihedral[: self.n_proper].sum(0),
-            "Per. Imp. Dih.": dihedral[self.n_proper :].sum(0),
+        series = self._dihedral_energy(x, gradient).split(self.series_sizes)
+        terms = {
+            "Bond": self._bond_energy(x, gradient).sum(0),
+            "Angle": self._angle_energy(x, gradient).sum(0),
+            **{name: energy.sum(0) for name, energy in zip(SERIES.values(), series, strict=True)},
             "LJ-14": lennard_jones[self.n_nonbonded :].sum(0),
             "Coulomb-14": coulomb[self.n_nonbonded :].sum(0),
             "LJ (SR)": lennard_jones[: self.n_nonbonded].sum(0),
             "Coulomb (SR)": coulomb[: self.n_nonbonded].sum(0),
         }
+        for name, energy in self._other_terms(x, gradient).items():
+            terms[name] = terms[name] + energy if name in terms else energy
+        sizes = dict(zip(SERIES.values(), self.series_sizes, strict=True))
+        return {name: energy for name, energy in terms.items() if name in TERMS or sizes.get(name, 1)}
+
+    def _other_terms(self, x: Tensor, gradient: Tensor | None) -> dict[str, Tensor]:
+        """Compute what the compiled kernel has no function for."""
+        terms: dict[str, Tensor] = {}
+        for module in (*self.others, *self._cut(x)):
+            for name, energy in module(x, gradient).items():
+                terms[name] = terms[name] + energy if name in terms else energy
+        return terms
+
+    def _cut(self, x: Tensor) -> tuple[Term, ...]:
+        """Return the term that takes pairs beyond a plain cut-off away, if any frame is wide enough to have some."""
+        if self.beyond is None:
+            return ()
+        wide = (x.amax(1) - x.amin(1)).square().sum(0) >= self.reach**2
+        return (self.beyond,) if bool(wide.any()) else ()
 
     def _bond_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
         energy, derivatives = harmonic_bonds(self.bonds(x), self.bond_b0, self.bond_k, gradient is not None)
-        _scatter((self.bonds,), derivatives, gradient)
+        scatter((self.bonds,), derivatives, gradient)
         return energy
 
     def _angle_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
@@ -250,7 +263,7 @@ class ForceField(nn.Module):
         first, second = (gather(x) for gather in gathers)
         parameters = (self.angle_theta0, self.angle_k)
         energy, derivatives = harmonic_angles(first, second, *parameters, gradient is not None)
-        _scatter(gathers, derivatives, gradient)
+        scatter(gathers, derivatives, gradient)
         return energy
 
     def _dihedral_energy(self, x: Tensor, gradient: Tensor | None) -> Tensor:
@@ -258,13 +271,13 @@ class ForceField(nn.Module):
         ij, kj, kl = (gather(x) for gather in gathers)
         series = (self.dihedral_cosines, self.dihedral_sines)
         energy, derivatives = periodic_dihedrals(ij, kj, kl, *series, gradient is not None)
-        _scatter(gathers, derivatives, gradient)
+        scatter(gathers, derivatives, gradient)
         return energy
 
     def _pair_energy(self, x: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
         parameters = (self.pair_c6, self.pair_c12, self.pair_qq)
         lennard_jones, coulomb, derivatives = nonbonded_pairs(self.pairs(x), *parameters, gradient is not None)
-        _scatter((self.pairs,), derivatives, gradient)
+        scatter((self.pairs,), derivatives, gradient)
         return lennard_jones, coulomb
 
     def _check(self, positions: Tensor) -> None:
@@ -302,26 +315,3 @@ def _keep_freed_memory() -> None:
 
 def _atoms(*columns: Tensor) -> NDArray[np.int64]:
     return torch.stack(columns, dim=1).numpy()
-
-
-def _fourier_table(
-    atoms: NDArray[np.int64], parameters: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Merge terms cp (1 + cos(m phi - phi0)) on the same four atoms.
-
-    Args:
-        atoms: ``[n, 4]``.
-        parameters: ``[n, 3]`` phi0 in degrees, cp in kJ/mol, m.
-
-    Returns:
-        the different quadruples ``[q, 4]`` and their coefficients ``[q, M + 1, 2]`` of cos(m phi) and sin(m phi).
-    """
-    quadruples, inverse = np.unique(atoms, axis=0, return_inverse=True)
-    multiplicity = parameters[:, 2].astype(np.int64)
-    table = np.zeros((len(quadruples), int(multiplicity.max(initial=0)) + 1, 2))
-    phase, height = np.radians(parameters[:, 0]), parameters[:, 1]
-    rows = inverse.reshape(-1)
-    np.add.at(table[:, 0, 0], rows, height)
-    waves = np.stack([np.cos(phase), np.sin(phase)], axis=1) * height[:, None]
-    np.add.at(table.reshape(-1, 2), rows * table.shape[1] + multiplicity, waves)
-    return quadruples, table

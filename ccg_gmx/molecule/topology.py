@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from MDAnalysis.guesser.tables import Z2SYMB
@@ -24,10 +24,30 @@ from ccg_gmx.records import FloatArray, IntArray
 # dump name -> number of atoms and names of the parameters that are kept, in this order
 COVERED: dict[str, tuple[int, tuple[str, ...]]] = {
     "BONDS": (2, ("b0A", "cbA")),
+    "G96BONDS": (2, ("b0A", "cbA")),
+    "MORSE": (2, ("b0A", "cbA", "betaA")),
+    "CUBICBONDS": (2, ("b0", "kb", "kcub")),
+    "CONNBONDS": (2, ()),
+    "HARMONIC": (2, ("b0A", "cbA")),
+    "TABBONDS": (2, ("kA", "tab")),
+    "TABBONDSNC": (2, ("kA", "tab")),
     "ANGLES": (3, ("thA", "ctA")),
+    "G96ANGLES": (3, ("thA", "ctA")),
+    "CROSS_BOND_BOND": (3, ("r1e", "r2e", "krr")),
+    "CROSS_BOND_ANGLE": (3, ("r1e", "r2e", "r3e", "krt")),
+    "UREY_BRADLEY": (3, ("thetaA", "kthetaA", "r13A", "kUBA")),
+    "QANGLES": (3, ("theta", "c0", "c1", "c2", "c3", "c4")),
+    "TABANGLES": (3, ("kA", "tab")),
     "PDIHS": (4, ("phiA", "cpA", "mult")),
     "PIDIHS": (4, ("phiA", "cpA", "mult")),
+    "RBDIHS": (4, tuple(f"rbcA[{n}]" for n in range(6))),
+    "FOURDIHS": (4, tuple(f"FourA[{n}]" for n in range(4))),
+    "IDIHS": (4, ("xiA", "cxA")),
+    "TABDIHS": (4, ("kA", "tab")),
+    "CMAP": (5, ("cmapA",)),
     "LJ14": (2, ("c6A", "c12A")),
+    "LJC14_Q": (2, ("fqq", "qi", "qj", "c6", "c12")),
+    "LJC_NB": (2, ("qi", "qj", "c6", "c12")),
 }
 # functions that GROMACS itself takes for chemical bonds (IF_CHEMBOND in ifunc.cpp)
 CHEMICAL_BONDS = ("BONDS", "G96BONDS", "MORSE", "CUBICBONDS", "CONNBONDS", "FENEBONDS", "TABBONDS", "CONSTR", "SETTLE")
@@ -35,10 +55,10 @@ CONSTRAINTS = ("CONSTR", "CONSTRNC", "SETTLE")
 
 # run settings that change or add to the potential energy: dump name -> (values covered, what to write in the .mdp)
 COVERED_SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
-    "coulombtype": (("Cut-off",), "coulombtype = cut-off"),
-    "coulomb-modifier": (("None",), "coulomb-modifier = none"),
+    "coulombtype": (("Cut-off", "Reaction-Field"), "coulombtype = cut-off or reaction-field"),
+    "coulomb-modifier": (("None", "Potential-shift"), "coulomb-modifier = none or potential-shift"),
     "vdw-type": (("Cut-off",), "vdwtype = cut-off"),
-    "vdw-modifier": (("None",), "vdw-modifier = none"),
+    "vdw-modifier": (("None", "Potential-shift"), "vdw-modifier = none or potential-shift"),
     "DispCorr": (("No",), "DispCorr = no"),
     "free-energy": (("no",), "free-energy = no"),
     "simulated-tempering": (("false",), "simulated-tempering = no"),
@@ -66,7 +86,8 @@ class Interactions:
 
     Attributes:
         atoms: ``[n, k]`` 0-based atom indices.
-        parameters: ``[n, p]`` GROMACS units with angles in degrees, as in :data:`COVERED`.
+        parameters: ``[n, p]`` as in :data:`COVERED` and as the .tpr has them: GROMACS units, angles in degrees, b0 of
+            G96BONDS squared, theta0 of G96ANGLES as its cosine.
     """
 
     atoms: IntArray
@@ -129,8 +150,13 @@ class RunInput:
 
     @property
     def cutoff_nm(self) -> float:
-        """The shorter of the two cut-offs."""
-        return min(self.rcoulomb_nm, self.rvdw_nm)
+        """The shorter of the two cut-offs; 0 stands for none."""
+        return min(self.rcoulomb_nm or math.inf, self.rvdw_nm or math.inf)
+
+    @property
+    def plain_cutoff(self) -> bool:
+        """Whether pairs within the cut-offs have their full energies, neither shifted nor with a reaction field."""
+        return (self.coulombtype, self.coulomb_modifier, self.vdw_modifier) == ("Cut-off", "None", "None")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +173,13 @@ class Topology:
         charges: ``[N]`` e.
         c6: ``[n_types, n_types]`` kJ/mol nm^6.
         c12: ``[n_types, n_types]`` kJ/mol nm^12.
-        interactions: the covered bonded and 1-4 interactions by dump name (``BONDS`` ... ``LJ14``; all keys present).
+        interactions: the covered bonded and 1-4 interactions by dump name (all keys of :data:`COVERED` present).
         exclusions: pairs (i < j) without a non-bonded interaction.
         bonds: ``[n, 2]`` the graph of chemical bonds (constraints among them), i < j, sorted.
         fudge_qq: factor on the charges' product of 1-4 pairs.
         uncovered: dump name -> number of interactions that the energies here do not cover (constraints among them).
         run: run settings.
+        cmap_grids: ``[g, n, n, 4]`` CMAP tables as in :class:`ccg_gmx.molecule.tpr_dump.TprDump`.
     """
 
     names: tuple[str, ...]
@@ -170,6 +197,7 @@ class Topology:
     fudge_qq: float
     uncovered: Mapping[str, int]
     run: RunInput
+    cmap_grids: FloatArray = field(default_factory=lambda: np.zeros((0, 0, 0, 4)))
 
     @property
     def n_atoms(self) -> int:
@@ -227,6 +255,7 @@ def parse_tpr_dump(text: str) -> Topology:
         fudge_qq=dump.fudge_qq,
         uncovered=uncovered,
         run=_run_input(dump),
+        cmap_grids=dump.cmap_grids,
     )
 
 
@@ -236,6 +265,11 @@ def _interactions(dump: TprDump, name: str) -> Interactions:
         name, (np.zeros((0, n_atoms), dtype=np.int64), np.zeros(0, dtype=np.int64))
     )
     table = {int(index): dump.parameters(int(index)) for index in np.unique(functions)}
+    for parameters in table.values():
+        if missing := [key for key in keys if key not in parameters]:
+            raise TopologyError(
+                f"the dump gives no {missing[0]} for {name}", expected="the output of gmx dump -s of GROMACS 2025"
+            )
     values = [[table[int(index)][key] for key in keys] for index in functions]
     return Interactions(atoms, np.array(values, dtype=np.float64).reshape(len(atoms), len(keys)))
 
@@ -301,7 +335,7 @@ def require_supported(topology: Topology) -> None:
         raise TopologyError(
             f"found interactions that are not covered: {found}",
             expected=f"only {', '.join(COVERED)} and Lennard-Jones with charges",
-            remedy="use a force field and molecule made of these",
+            remedy="take out what is named; nothing is left out silently",
         )
     for name, (values, remedy) in COVERED_SETTINGS.items():
         found = topology.run.settings.get(name, values[0])
@@ -330,38 +364,61 @@ def _require_one_molecule(topology: Topology) -> None:
 
 
 def check_cutoff(topology: Topology, positions: FloatArray) -> None:
-    """Check that no pair of atoms is beyond a cut-off and that no periodic image is within it.
+    """Check that no pair is beyond a plain cut-off and that no periodic image is within it.
 
-    Energies here are those of the isolated molecule, all pairs included; they equal GROMACS' only then.
+    An energy that stops at a plain cut-off jumps there, so a molecule in vacuum should not reach it. Where the .tpr
+    asks for a shift or a reaction field, the cut-off is meant, and the energies here apply it (:func:`check_images`).
 
     Args:
         topology: the system.
         positions: ``[T, N, 3]`` nm, whole molecules.
 
     Raises:
-        TopologyError: if the molecule is wider than the cut-off, or the box too small.
+        TopologyError: if the molecule is wider than a plain cut-off, or the box too small.
     """
-    run = topology.run
-    # the bounding box' diagonal bounds the widest pair from above; look at all pairs only where it does not decide
-    spans = np.linalg.norm(np.ptp(positions, axis=1), axis=-1)
-    suspects = positions[spans > _allowed_extent(run)]
-    extent = max((_extent(frame) for frame in suspects), default=0.0)
-    if extent > run.cutoff_nm:
+    extent = _widest(topology.run, positions)
+    if topology.run.plain_cutoff and extent > topology.run.cutoff_nm:
         raise TopologyError(
-            f"the molecule is {extent:.3f} nm wide but the cut-off is {run.cutoff_nm:g} nm",
+            f"the molecule is {extent:.3f} nm wide but the cut-off is {topology.run.cutoff_nm:g} nm",
             expected="every pair of atoms within rcoulomb and rvdw",
             remedy=f"set both to {math.ceil(10 * extent + 2) / 10:g} nm or more, and check that molecules are whole",
         )
-    if extent > _allowed_extent(run):
+    check_images(topology, positions)
+
+
+def check_images(topology: Topology, positions: FloatArray) -> None:
+    """Check that no atom is within a cut-off of another's periodic image: the energies are those of one molecule.
+
+    Args:
+        topology: the system.
+        positions: ``[T, N, 3]`` nm, whole molecules.
+
+    Raises:
+        TopologyError: if the box is too small.
+    """
+    run = topology.run
+    if run.pbc == "no":
+        return
+    extent = _widest(run, positions)
+    narrowest = float(np.diag(run.box_nm).min())
+    cutoff = max(run.rcoulomb_nm, run.rvdw_nm)
+    if extent + cutoff > narrowest:
         raise TopologyError(
-            f"the molecule is {extent:.3f} nm wide in a box of {np.diag(run.box_nm).min():g} nm",
+            f"the molecule is {extent:.3f} nm wide in a box of {narrowest:g} nm",
             expected="its periodic images beyond the cut-off",
-            remedy=f"use a box wider than {extent + run.cutoff_nm:.2f} nm",
+            remedy=f"use a box wider than {extent + cutoff:.2f} nm",
         )
 
 
+def _widest(run: RunInput, positions: FloatArray) -> float:
+    """Return the largest distance between two atoms if it may matter, else 0."""
+    # the bounding box' diagonal bounds the widest pair from above; look at all pairs only where it does not decide
+    spans = np.linalg.norm(np.ptp(positions, axis=1), axis=-1)
+    return max((_extent(frame) for frame in positions[spans > _allowed_extent(run)]), default=0.0)
+
+
 def _allowed_extent(run: RunInput) -> float:
-    room = math.inf if run.pbc == "no" else float(np.diag(run.box_nm).min()) - run.cutoff_nm
+    room = math.inf if run.pbc == "no" else float(np.diag(run.box_nm).min()) - max(run.rcoulomb_nm, run.rvdw_nm)
     return min(run.cutoff_nm, room)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from ccg_gmx.errors import TopologyError
 from ccg_gmx.records import FloatArray, IntArray
 
-_FUNCTION = re.compile(r"^\s*functype\[(\d+)\]=(\w+), ?(.*)$", re.M)
+# the B state of Ryckaert-Bellemans and Fourier dihedrals stands in a line of its own
+_FUNCTION = re.compile(r"^\s*functype\[(\d+)\]=(\w+), ?(.*(?:\n\s*(?:rbc|Four)B\[.*)?)$", re.M)
 _PARAMETER = re.compile(r"([\w\[\]]+)=\s*([-+.\deE]+|[-+]?nan|[-+]?inf)")
 _MOLBLOCK = re.compile(r"^\s*moltype\s+= (\d+) \".*?\n\s*#molecules\s+= (\d+)", re.M)
 _MOLTYPE = re.compile(r"^ *moltype \((\d+)\):\n", re.M)
@@ -25,6 +26,8 @@ _RESIDUE = re.compile(r"residue\[\d+\]=\{name=\"(.*?)\", nr=(-?\d+),")
 # a list longer than one line goes on in the next one, so the closing brace ends it, not the line
 _EXCLUSIONS = re.compile(r"excls\[(\d+)\](?:\[num=(\d+)\])?=\{([^}]*)\}")
 _INTERACTION = re.compile(r"^\s*\d+ type=(\d+) \((\w+)\)([ \d]*)$", re.M)
+# a heading, then a table up to an empty line
+_CMAP_GRID = re.compile(r"^grid\[ *\d+\]=\{\n((?:[-+.\d \t]+\n)+)", re.M)
 _BOX_ROW = re.compile(r"^\s*box\[\s*\d\]=\{(.*?)\}", re.M)
 
 
@@ -57,6 +60,8 @@ class TprDump:
         function_texts: its parameters, unparsed.
         interactions: dump name -> (atoms ``[n, k]``, function type ``[n]``).
         exclusions: ``[n, 2]`` pairs with i < j.
+        cmap_grids: ``[g, n, n, 4]`` CMAP tables as printed, three decimals: V in kJ/mol and dV/dphi, dV/dpsi,
+            d2V/dphi/dpsi per degree; both axes from -180 degrees on. ``[0, 0, 0, 4]`` without CMAP.
         perturbed: number of atoms and function types whose B state differs from the A state.
     """
 
@@ -67,6 +72,7 @@ class TprDump:
     reppow: float
     fudge_qq: float
     intermolecular: bool
+    cmap_grids: FloatArray
     perturbed: int
     function_names: tuple[str, ...]
     function_texts: tuple[str, ...]
@@ -82,6 +88,9 @@ class TprDump:
 
     def parameters(self, function: int) -> dict[str, float]:
         """Return the named parameters of one function type."""
+        if self.function_names[function] == "CROSS_BOND_ANGLE":
+            # GROMACS prints the second length under the name of the first one
+            return _parameters(self.function_texts[function].replace(", r1e=", ", r2e="))
         return _parameters(self.function_texts[function])
 
 
@@ -112,6 +121,7 @@ def read_dump(text: str) -> TprDump:
         reppow=float(_value(parts[0], "reppow")),
         fudge_qq=float(_value(parts[0], "fudgeQQ")),
         intermolecular=_value(parts[0], "bIntermolecularInteractions") == "true",
+        cmap_grids=_read_cmap(parts[0]),
         perturbed=sum(_is_perturbed(_parameters(texts)) for _, _, texts in functions)
         + sum(atom.perturbed for kind, _ in blocks for atom in kind.atoms),
         function_names=tuple(name for _, name, _ in functions),
@@ -161,8 +171,27 @@ def _parameters(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in _PARAMETER.findall(text)}
 
 
+def _read_cmap(text: str) -> FloatArray:
+    grids = []
+    for body in _CMAP_GRID.findall(text):
+        numbers = np.array(body.split(), dtype=np.float64)
+        # n rows, each an angle followed by 4 n numbers
+        n = int((math.sqrt(1 + 16 * len(numbers)) - 1) / 8 + 0.5)
+        if n * (4 * n + 1) != len(numbers):
+            raise TopologyError(f"a CMAP table has {len(numbers)} numbers", expected="n (4 n + 1) for an n x n grid")
+        grids.append(numbers.reshape(n, 4 * n + 1)[:, 1:].reshape(n, n, 4))
+    if len({len(grid) for grid in grids}) > 1:
+        raise TopologyError("the CMAP tables differ in size", expected="one grid spacing")
+    return np.stack(grids) if grids else np.zeros((0, 0, 0, 4))
+
+
 def _is_perturbed(parameters: dict[str, float]) -> bool:
-    states = ((value, parameters.get(name[:-1] + "B", value)) for name, value in parameters.items() if name[-1] == "A")
+    """Compare ``cpA`` with ``cpB``, ``rbcA[0]`` with ``rbcB[0]``."""
+    states = (
+        (value, parameters.get(re.sub(r"A(?=$|\[)", "B", name), value))
+        for name, value in parameters.items()
+        if re.search(r"A($|\[)", name)
+    )
     return any(not math.isclose(a, b) for a, b in states)
 
 
