@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -121,12 +122,41 @@ def test_bad_frames_do_not_spread(tables: KernelTables):
     found = CompiledTerms(tables)(x, gradient)
     assert not found[1].isfinite()
     assert not found[2].isfinite()
-    assert not found[4] < 1e300, "overlapping atoms must not look like a good frame"
-    assert found[5].isfinite()
-    assert found[5] > 1e20
+    for frame in (4, 5):
+        assert 1e20 < found[frame] < 1e40, "overlapping atoms: huge, and a number"
+        assert gradient[frame].isfinite().all()
+    torch.testing.assert_close(found[4:6], by_torch(tables, x[4:6])[0], rtol=1e-10, atol=0)
     for frame in (0, 3, 6, 7):
         assert torch.equal(found[frame], energy[frame])
         assert torch.equal(gradient[frame], good[frame])
+
+
+@pytest.mark.parametrize("kind", ["pairs", "bonds", "angles", "dihedrals"])
+def test_no_interaction_hides_a_nan(tables: KernelTables, kind: str):
+    others = {name: (atoms[:0], values[:0]) for name, (atoms, values) in parts(tables).items() if name != kind}
+    atoms, values = parts(tables)[kind]
+    alone = dataclasses.replace(tables, **{**others, kind: (atoms[-1:], values[-1:])})
+    for atom in range(N_ATOMS):
+        x = frames(LANES)
+        x[2, atom] = math.nan
+        gradient = torch.empty_like(x)
+        energy = CompiledTerms(alone)(x, gradient)
+        assert bool(energy[2].isnan()) == (atom in atoms[-1])
+        assert bool(gradient[2].isnan().any()) == (atom in atoms[-1])
+        assert energy[[0, 1, 3, 7]].isfinite().all()
+
+
+def parts(tables: KernelTables) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {name: getattr(tables, name) for name in ("pairs", "bonds", "angles", "dihedrals")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_all_atoms_in_one_place(tables: KernelTables, dtype: torch.dtype):
+    x = torch.zeros(2, N_ATOMS, 3, dtype=dtype)
+    x[1, :, 0] = torch.arange(N_ATOMS)  # and all on one line
+    gradient = torch.empty_like(x)
+    assert CompiledTerms(tables)(x, gradient).isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @njit

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.polynomial import chebyshev, polynomial
 
+from ccg_gmx.molecule.interactions import MIN_SQUARE_NM2
 from ccg_gmx.molecule.kernel_lanes import (
     add3,
     compiled,
@@ -46,7 +47,21 @@ def _arc_tangent_series(degree: int) -> tuple[float, ...]:
 
 
 _ATAN = _arc_tangent_series(11)
+_TINY = 1.2e-38  # the smallest normal number of float32
 _EIGHTH, _QUARTER, _HALF, _WHOLE = np.tan(np.pi / 8), np.pi / 4, np.pi / 2, np.pi
+
+
+@inlined
+def at_least(floor, value):
+    """Return the larger one, nan where the value is nan."""
+    limit = splat(value, floor)
+    return where_less(value, limit, limit, value)
+
+
+@inlined
+def over(numerator, denominator):
+    """Return the quotient by a length or a square of one, 0 where that is 0: no direction, no force."""
+    return where_less(denominator, splat(denominator, _TINY), splat(denominator, 0.0), numerator / denominator)
 
 
 @inlined
@@ -59,7 +74,7 @@ def angle_between(sine, cosine):
     size = magnitude(cosine)
     small, large = where_less(size, sine, size, sine), where_less(size, sine, sine, size)
     edge = _EIGHTH * large
-    ratio = where_less(edge, small, small - large, small) / where_less(edge, small, small + large, large)
+    ratio = over(where_less(edge, small, small - large, small), where_less(edge, small, small + large, large))
     square = ratio * ratio
     total = splat(square, _ATAN[0])
     for power in range(1, len(_ATAN)):
@@ -84,7 +99,7 @@ def pairs(x, gradient, energy, count, table):
         for index in range(rows[atom], rows[atom + 1]):
             other = partners[index] * stride
             delta = minus(here, load3(x, other, count))
-            inverse = 1.0 / root(dot(delta, delta))
+            inverse = 1.0 / root(at_least(MIN_SQUARE_NM2, dot(delta, delta)))
             inverse2 = inverse * inverse
             inverse6 = inverse2 * inverse2 * inverse2
             repulsion = parameters[index, 1] * inverse6 * inverse6
@@ -113,7 +128,7 @@ def bonds(x, gradient, energy, count, table):
         force = parameters[index, 1] * stretch
         energy = energy + 0.5 * force * stretch
         if gradient is not None:
-            by_i = times(force / length, delta)
+            by_i = times(over(force, length), delta)
             add3(gradient, i, count, by_i)
             add3(gradient, j, count, times(-1.0, by_i))
     return energy
@@ -134,10 +149,10 @@ def angles(x, gradient, energy, count, table):
         force = parameters[index, 1] * bend
         energy = energy + 0.5 * force * bend
         if gradient is not None:
-            scale = force / sine
+            scale = over(force, sine)
             along = product * scale
-            by_i = minus(times(along / dot(first, first), first), times(scale, second))
-            by_k = minus(times(along / dot(second, second), second), times(scale, first))
+            by_i = minus(times(over(along, dot(first, first)), first), times(scale, second))
+            by_k = minus(times(over(along, dot(second, second)), second), times(scale, first))
             add3(gradient, i, count, by_i)
             add3(gradient, k, count, by_k)
             add3(gradient, j, count, times(-1.0, plus(by_i, by_k)))
@@ -157,7 +172,7 @@ def dihedrals(x, gradient, energy, count, table):
         normal_i, normal_l = cross(ij, kj), cross(kj, kl)
         square_i, square_l, square_kj = dot(normal_i, normal_i), dot(normal_l, normal_l), dot(kj, kj)
         length_kj = root(square_kj)
-        inverse = 1.0 / root(square_i * square_l)
+        inverse = over(splat(energy, 1.0), root(square_i * square_l))
         cosine = dot(normal_i, normal_l) * inverse
         sine = dot(ij, normal_l) * length_kj * inverse
         total, slope = splat(energy, cosines[index, 0]), splat(energy, 0.0)
@@ -168,9 +183,9 @@ def dihedrals(x, gradient, energy, count, table):
             slope = slope + m * (sines[index, m] * cosine_m - cosines[index, m] * sine_m)
         energy = energy + total
         if gradient is not None:
-            by_ij = times(slope * length_kj / square_i, normal_i)
-            by_kl = times(slope * length_kj / square_l, normal_l)
-            shared = 1.0 / square_kj
+            by_ij = times(over(slope * length_kj, square_i), normal_i)
+            by_kl = times(over(slope * length_kj, square_l), normal_l)
+            shared = over(splat(energy, 1.0), square_kj)
             from_i, from_l = times(dot(ij, kj) * shared, by_ij), times(dot(kl, kj) * shared, by_kl)
             by_kj = times(-1.0, plus(from_i, from_l))
             add3(gradient, i, count, by_ij)
