@@ -208,7 +208,7 @@ def bench() -> None:
 def bench_energy(as_json: bool, plot: Path | None, frames: int, repeats: int) -> None:
     """Energies and gradients per second: our kernel, torch, gmx mdrun -rerun, OpenMM, on the same frames.
 
-    Takes about a minute, with --plot two; let nothing else run meanwhile.
+    Takes about half a minute; let nothing else run meanwhile.
 
     Example: ccg bench energy --plot cost.png
     """
