@@ -42,7 +42,7 @@ class TermDifference(NamedTuple):
     mean_kJ_mol: float
 
     def binds(self, tolerance_kJ_mol: float = TOLERANCE_KJ_MOL) -> str | None:
-        """Return which bound the term keeps, ``absolute`` or (only) ``relative``; None if neither (a nan keeps none)."""
+        """Return which bound the term keeps, ``absolute`` or (only) ``relative``, or None (a nan keeps none)."""
         if self.max_abs_diff_kJ_mol <= tolerance_kJ_mol:
             return "absolute"
         return "relative" if self.max_rel_diff <= RELATIVE_TOLERANCE else None

@@ -28,7 +28,8 @@ def energy_table(tpr: Path, trajectory: Path, *, check: bool, limit: int | None 
 
     Returns:
         frames, terms ``{name: {mean, max_abs_diff_kJ_mol}}``, frames_per_s and, when checking, max_abs_diff_kJ_mol of
-        the total, rerun_frames_per_s, the precision of gmx, which tolerance each term keeps and whether all agree. Energies in kJ/mol.
+        the total, rerun_frames_per_s, the precision of gmx, which tolerance each term keeps and
+        whether all agree. Energies in kJ/mol.
 
     Raises:
         CcgError: unreadable or unsupported input.

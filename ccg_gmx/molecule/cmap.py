@@ -2,7 +2,7 @@
 
 GROMACS reference manual 2025, "CMAP"; MacKerell et al., J. Comput. Chem. 25, 1400 (2004), doi:10.1002/jcc.20065.
 ``gmx dump`` prints the tables with three decimals. The derivatives are therefore computed anew from the values, as
-grompp does: that loses 1e-4 kJ/mol, the printed ones would lose 5e-3. The values' own rounding stays: at most 1e-3 kJ/mol.
+grompp does; the printed ones would lose 5e-3 kJ/mol. The values' own rounding stays: at most 1e-3 kJ/mol.
 """
 
 from __future__ import annotations

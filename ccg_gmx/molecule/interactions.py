@@ -319,12 +319,13 @@ def excluded_pairs(delta: Tensor, qq: Tensor, cutoff: CutOff, derivatives: bool)
 
 
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient of a non-negative denominator that is 0 only where the vector it multiplies is: 0 there, not nan."""
-    return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+    """Quotient that is 0 where the denominator is 0: there the vector it multiplies is 0, or has no direction."""
+    return numerator / denominator.masked_fill(denominator == 0, torch.inf)
 
 
 def _root_of_inverse(square: Tensor) -> Tensor:
-    return square.clamp_min(torch.finfo(square.dtype).tiny).rsqrt()
+    """1/sqrt, and 0 of 0."""
+    return square.masked_fill(square == 0, torch.inf).rsqrt()
 
 
 def dot(first: Tensor, second: Tensor) -> Tensor:

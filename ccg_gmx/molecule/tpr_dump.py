@@ -105,7 +105,8 @@ def read_dump(text: str) -> TprDump:
         raise TopologyError(
             "the text has no inputrec and topology sections", expected="the output of gmx dump -s of a .tpr file"
         )
-    parts = _MOLTYPE.split(tail)
+    # gmx dump ends no line after a type without parameters
+    parts = _MOLTYPE.split(re.sub(r"(=CONNBONDS,) *(?=\S)", r"\1\n   ", tail))
     molecule_types = {
         int(number): _read_molecule_type(body) for number, body in zip(parts[1::2], parts[2::2], strict=True)
     }
