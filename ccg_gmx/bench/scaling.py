@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,20 @@ def plot_scaling(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
         names = sorted(rows[-1]["microseconds"], key=lambda name: rows[-1]["microseconds"][name])
-        for index, name in enumerate(names):
+        colours = dict(zip(rows[-1]["microseconds"], cycle(style.SERIES), strict=False))
+        for name in names:
             values = [row["microseconds"][name] for row in rows]
-            axes.loglog(atoms, values, "o-", ms=3.5, color=style.SERIES[index % len(style.SERIES)])
+            axes.loglog(atoms, values, "o-", ms=3.5, color=colours[name])
         axes.set_xlabel("atoms")
         axes.set_ylabel("µs per frame, energy and gradient")
         axes.set_xticks(atoms, [str(count) for count in atoms])
         axes.minorticks_off()
-        _name_lines(axes, names, [rows[-1]["microseconds"][name] for name in names], atoms[-1])
+        _name_lines(axes, colours, names, [rows[-1]["microseconds"][name] for name in names], atoms[-1])
         axes.set_title("ACE-(ALA)n-NME in vacuum, all pairs, one thread", loc="left")
         figure.savefig(path, dpi=200)
 
 
-def _name_lines(axes: Any, names: list[str], values: list[float], last: int) -> None:
+def _name_lines(axes: Any, colours: dict[str, str], names: list[str], values: list[float], last: int) -> None:
     """Write the names right of the lines' ends, moved apart where lines end close together."""
     low, high = np.log(axes.get_ylim())
     gap = 0.055
@@ -114,6 +116,5 @@ def _name_lines(axes: Any, names: list[str], values: list[float], last: int) -> 
         height = (np.log(value) - low) / (high - low)
         heights.append(max(height, heights[-1] + gap) if heights else height)
     excess = max(heights[-1] - 1.0, 0.0)
-    for index, (name, height) in enumerate(zip(names, heights, strict=True)):
-        colour = style.SERIES[index % len(style.SERIES)]
-        axes.text(1.03, height - excess, name, transform=axes.transAxes, color=colour, va="center", fontsize=8.5)
+    for name, height in zip(names, heights, strict=True):
+        axes.text(1.03, height - excess, name, transform=axes.transAxes, color=colours[name], va="center", fontsize=8.5)
