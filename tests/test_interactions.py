@@ -358,28 +358,25 @@ def test_trajectories_that_do_not_fit(zoo: tuple[Path, Path], check: tuple[str, 
         assert message in refused(tpr, tmp_path / name, *check)
 
 
-def _with_format(whole: bytes, tag: int, generation: int) -> bytes:
-    """Claim a later version of the file format, and a generation of it."""
-    version = tag - 8 - 8 - 4
-    assert 100 < int.from_bytes(whole[version : version + 4]) < 1000
-    renewed = whole[:version] + (999).to_bytes(4) + whole[version + 4 :]
-    return renewed[:tag] + generation.to_bytes(4) + renewed[tag + 4 :]
+def _later_format(whole: bytes) -> bytes:
+    """Claim a later version and generation of the file format; they stand before the length of the tag "release"."""
+    place = whole.index(b"release") - 16
+    version, generation = (int.from_bytes(whole[at : at + 4]) for at in (place, place + 4))
+    assert 100 < version < 1000
+    assert 20 < generation < 100
+    return whole[:place] + (version + 9).to_bytes(4) + (generation + 1).to_bytes(4) + whole[place + 8 :]
 
 
 @pytest.mark.gmx
 def test_run_inputs_that_do_not_fit(zoo: tuple[Path, Path], tmp_path: Path):
     tpr, trr = zoo
     whole = tpr.read_bytes()
-    # a length, then "release" (length and padded text), then the generation of the format
-    tag = whole.index(b"release") + 8
-    generation = int.from_bytes(whole[tag : tag + 4])
-    assert 20 < generation < 100
     for name, content in {
         "cut": whole[: len(whole) // 2],
         "header": whole[:40],
         "noise": b"no run input at all" * 40,
         "empty": b"",
-        "future": _with_format(whole, tag, generation + 1),
+        "future": _later_format(whole),
     }.items():
         path = tmp_path / f"{name}.tpr"
         path.write_bytes(content)

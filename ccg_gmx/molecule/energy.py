@@ -43,6 +43,11 @@ TERMS = (
 class ForceField(nn.Module):
     """Potential energy of one isolated molecule: all pairs, under the cut-off of the .tpr where it matters.
 
+    Atoms in one place have finite energies in float64, ordinary or huge, never nan: below 1e-3 nm the energy of a pair
+    stays at its value there (1e20 kJ/mol and more, so a weight of 0), and a torsion of atoms that span no plane has
+    cosine and sine 0. Charges without a repulsion (polar hydrogens of some force fields) attract without bound, as in
+    GROMACS. A coordinate that is nan gives nan; ``ccg energy`` refuses such frames.
+
     Args:
         topology: from :func:`ccg_gmx.molecule.topology.parse_tpr_dump`.
         dtype: float64 (weights) or float32.

@@ -84,6 +84,9 @@ class _Tabulated(nn.Module):
     letter = ""
     values: Tensor
     slopes: Tensor
+    start: Tensor
+    step: Tensor
+    table: Tensor
 
     def __init__(self, tables: dict[str, BondedTable], kinds: IntArray) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 In a .tpr the combination rules, macros and 1-4 scaling of the force field are already resolved, so this is the one
 place where parameters are complete for every force field that grompp accepts. ``gmx dump`` prints charges, bond and
-angle parameters with six significant digits, Lennard-Jones and dihedral ones with nine; the energies inherit that.
+angle parameters with six significant digits, Lennard-Jones and dihedral ones with nine, CMAP grids with three decimals;
+the energies inherit that.
 
 Reading is separate from refusing: a topology with constraints or PME can still be mapped, but :func:`require_supported`
 (called by the force field) names every interaction that the energies of this package would leave out.
