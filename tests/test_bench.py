@@ -101,6 +101,13 @@ def test_plot(tmp_path: Path):
     assert text.count('<g id="line2d') > 3
 
 
+@pytest.mark.parametrize("name", ["cost.txt", "no/such/folder/cost.png"])
+def test_a_picture_that_cannot_be_written_is_refused_at_once(tmp_path: Path, name: str):
+    result = CliRunner().invoke(main, ["bench", "energy", "--plot", str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert result.output.startswith("ccg: --plot")
+
+
 @pytest.mark.gmx
 @pytest.mark.slow
 def test_a_short_run_of_everything():

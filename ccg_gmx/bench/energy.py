@@ -26,7 +26,7 @@ from ccg_gmx.bench.openmm_system import OpenMMEnergies
 from ccg_gmx.bench.peptides import polyalanine
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.process import supervise
-from ccg_gmx.errors import MdrunError
+from ccg_gmx.errors import MdrunError, SettingsError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
 from ccg_gmx.molecule.trajectory import read_frames, write_trr
@@ -34,6 +34,7 @@ from ccg_gmx.records import FloatArray
 
 FRAMES, REPEATS = 4096, 5
 MIN_SECONDS = 0.1
+PICTURES = (".png", ".svg", ".pdf")
 RERUN, KERNEL, TORCH = "gmx mdrun -rerun", "ccg kernel", "ccg torch"
 PLATFORMS = ("CPU", "Reference")
 TARGETS = {RERUN: 20.0, "faster OpenMM platform": 8.0}
@@ -84,8 +85,10 @@ def bench_energy(frames: int = FRAMES, repeats: int = REPEATS, *, plot: Path | N
         processor and load.
 
     Raises:
-        CcgError: without a usable gmx.
+        CcgError: without a usable gmx, or if the picture cannot be written.
     """
+    if plot is not None:
+        _check_picture(plot)
     gmx = Gmx.find()
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="ccg-bench-") as name:
@@ -113,6 +116,14 @@ def bench_energy(frames: int = FRAMES, repeats: int = REPEATS, *, plot: Path | N
         result["scaling"] = cost_per_frame(gmx)
         plot_scaling(result["scaling"], plot)
     return result
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse before the measurements what would fail after them."""
+    if path.suffix not in PICTURES:
+        raise SettingsError(f"--plot {path} is no picture", expected=f"a name that ends in {', '.join(PICTURES)}")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise SettingsError(f"--plot {path}: its folder cannot be written", remedy="name an existing folder")
 
 
 def compare(rates: list[Rate]) -> dict[str, Any]:
