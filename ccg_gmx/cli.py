@@ -190,7 +190,8 @@ def _energy_text(table: dict[str, Any]) -> str:
     if checked:
         lines.append(f"largest difference of the total: {table['max_abs_diff_kJ_mol']:.2e} kJ/mol")
         verdict = "agrees" if table["agrees"] else "does NOT agree"
-        lines.append(f"{verdict} with gmx to {table['tolerance_kJ_mol']:g} kJ/mol or {table['relative_tolerance']:g} in every term")
+        bounds = f"{table['tolerance_kJ_mol']:g} kJ/mol or {table['relative_tolerance']:g}"
+        lines.append(f"{verdict} with gmx to {bounds} in every term")
         lines.append(f"gmx mdrun -rerun: {table['rerun_frames_per_s']:.0f} frames/s, start-up and files included")
     return "\n".join(lines)
 
