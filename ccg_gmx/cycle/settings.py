@@ -107,7 +107,7 @@ class CoarseMdSettings(Settings):
     output_every: int = Field(500, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
     kde_degrees: float = Field(4.0, description="kernel width of the coarse run's histogram (0: raw bins)", ge=0)
-    restored_frames: int = Field(2000, description="coarse frames restored to atoms at the end", ge=1)
+    restored_frames: int = Field(10_000, description="coarse frames restored to atoms at the end", ge=1)
 
 
 class CycleSettings(Settings):

@@ -94,6 +94,7 @@ class Store:
         self.stages = root / "stages"
         self.workers = workers
         self.used: list[Path] = []
+        self._groups: list[tuple[Path, ...]] = []
         try:
             self.stages.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,14 +138,20 @@ class Store:
             with storing(self.root), _shown(bar, jobs[0].name, len(tasks)) as move:
                 run_all(_run_one, tasks, self.workers, move, jobs[0].name)
         self.used.extend(folders)
+        self._groups.append(tuple(folders))
         return folders
 
     def wall_seconds(self) -> dict[str, float]:
-        """Return stage name -> seconds of all stages used so far, also of those found finished."""
+        """Return stage name -> wall-clock seconds of all stages used so far, also of those found finished.
+
+        Stages of a group ran side by side: it took as long as its longest, or as all of them on so many workers.
+        """
         total: dict[str, float] = {}
-        for folder in dict.fromkeys(self.used):
-            record = read_json(folder / RECORD)
-            total[record["name"]] = total.get(record["name"], 0.0) + record["wall_s"]
+        for group in dict.fromkeys(self._groups):
+            records = [read_json(folder / RECORD) for folder in group]
+            seconds = [float(record["wall_s"]) for record in records]
+            wall = max(max(seconds), sum(seconds) / self.workers)
+            total[records[0]["name"]] = total.get(records[0]["name"], 0.0) + wall
         return total
 
     def sweep(self) -> None:

@@ -216,7 +216,7 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
             "Coarse MD: speed",
             _at("coarse_md.ns_per_day"),
             _with_unit("ns/day"),
-            lambda value: "Speed that mdrun reported, per walker.",
+            lambda value: "All copies of one mdrun together, on one core.",
         ),
         _Rule(
             "Restored frames: bead deviation",

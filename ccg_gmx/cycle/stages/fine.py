@@ -54,7 +54,7 @@ def make_system(work: Work) -> None:
 def run_fine(work: Work) -> None:
     """Run one short atomistic trajectory from a structure turned to the start's torsions and minimised.
 
-    Inputs: system, topology, structure. Writes run.trr (full precision) and GROMACS' own files.
+    Inputs: system, topology, structure. Writes run.trr (full precision), steps.json and GROMACS' own files.
     """
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
     system = System.load(work.inputs["system"])
@@ -74,7 +74,8 @@ def run_fine(work: Work) -> None:
     tpr = folder / "run.tpr"
     if not tpr.exists():
         gmx.grompp(mdp, minimised.gro, topology_file, tpr, workdir=folder)
-    gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+    result = gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+    write_json(folder / "steps.json", {"md": result.steps, "minimisation": minimised.steps})
 
 
 def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:
