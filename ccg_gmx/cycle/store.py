@@ -315,5 +315,6 @@ def storing(root: Path) -> Iterator[None]:
 
 
 def _unwritable(root: Path, error: OSError) -> StoreError:
-    reason = error.strerror or os.strerror(errno.ENOSPC)
-    return StoreError(f"cannot write in {root}: {reason}", remedy="free some space or choose another --out folder")
+    number = error.errno or errno.ENOSPC
+    space = "free some space and run again, or " if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StoreError(f"cannot write in {root}: {os.strerror(number)}", remedy=f"{space}choose another --out folder")
