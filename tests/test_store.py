@@ -13,7 +13,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from small_cycle import small_disk
 
 from ccg_gmx.cycle.status import run_status
@@ -30,6 +32,7 @@ from ccg_gmx.cycle.store import (
     write_json,
 )
 from ccg_gmx.errors import CcgError, SettingsError, StoreError, TrajectoryError
+from ccg_gmx.flow.checkpoint import write_torch
 
 
 def count(work: Work) -> None:
@@ -60,8 +63,15 @@ def fail_to_write(work: Work) -> None:
 
 
 def fill(work: Work) -> None:
-    """Write a megabyte."""
-    (work.folder / "big").write_bytes(bytes(2**20))
+    """Write a megabyte, in the way of the library that is asked for."""
+    path, ways = work.folder / "big", {"python": bytes(2**20), "numpy": np.zeros(2**17), "torch": torch.zeros(2**18)}
+    content = ways[work.settings["way"]]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, np.ndarray):
+        np.save(path, content)
+    else:
+        write_torch({"content": content}, path)
 
 
 @pytest.fixture
@@ -318,12 +328,12 @@ def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
         Store(tmp_path).run([Job("writes", fail_to_write, {"errno": errno.ENOENT})])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_full_disk(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("way", "workers"), [("python", 1), ("numpy", 1), ("torch", 1), ("torch", 2)])
+def test_full_disk(tmp_path: Path, way: str, workers: int) -> None:
     with small_disk(tmp_path / "disk", kilobytes=256) as disk:
         store = Store(disk, workers)
         with pytest.raises(StoreError, match="No space left on device"):
-            store.run([Job("fill", fill, {"value": value}) for value in range(workers)])
+            store.run([Job("fill", fill, {"way": way, "value": value}) for value in range(workers)])
         assert not list(store.stages.glob("[!.]*"))
 
 

@@ -312,6 +312,10 @@ def storing(root: Path) -> Iterator[None]:
         if elsewhere or not (error.errno in _UNWRITABLE or _SHORT_WRITE.search(str(error))):
             raise
         raise _unwritable(root, error) from None
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's file writer, which does not tell what the system said
+            raise
+        raise _unwritable(root, OSError(errno.ENOSPC, "")) from None
 
 
 def _unwritable(root: Path, error: OSError) -> StoreError:
