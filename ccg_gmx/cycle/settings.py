@@ -113,7 +113,7 @@ class CoarseMdSettings(Settings):
 class CycleSettings(Settings):
     """The loop."""
 
-    members: int = Field(2, description="independent flows; their disagreement is part of the error", ge=1)
+    members: int = Field(3, description="independent flows; their disagreement is part of the error", ge=1)
     min_turns: int = Field(2, description="turns before the loop may stop", ge=1)
     max_turns: int = Field(3, description="turns after which it stops anyway", ge=1)
     later_turns: float = Field(0.5, description="training steps of later turns, as a part of the first turn's", gt=0)
