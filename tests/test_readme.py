@@ -21,7 +21,7 @@ from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
 from ccg_gmx.molecule.topology import COVERED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = [item for item in SETTINGS if not item.startswith("fine_md.")]
+ONE_TURN = ("cycle.members=1", "cycle.min_turns=1", "cycle.max_turns=1")
 PATH_LIKE = re.compile(r"(?:ccg_gmx|docs|scripts|tests|topologies|workflows)(?:/[\w.-]+)*/?")
 
 
@@ -194,8 +194,9 @@ def test_doctor_and_schema(tmp_path: Path) -> None:
 def test_python_example_and_what_it_leaves(gmx: object, tmp_path: Path) -> None:
     example = block("python", "run_workflow")
     assert len(example.splitlines()) <= 10
-    out, settings = tmp_path / "out", tuple([*SMALL, "fine_md.runs_per_start=1", "fine_md.steps=20000"])
-    small = example.replace('"runs/alanine_dipeptide"', repr(str(out))).replace("log=print", f"overrides={settings}")
+    out = tmp_path / "out"
+    few = f"overrides={(*SETTINGS, *ONE_TURN)}"
+    small = example.replace('"runs/alanine_dipeptide"', repr(str(out))).replace("log=print", few)
     assert small.count(str(out)) == 1
     assert "overrides=" in small
     (tmp_path / "example.py").write_text(small)
@@ -237,9 +238,10 @@ def test_own_molecule_as_a_new_user(gmx: object, tmp_path: Path) -> None:
     script = "\n".join(text for text in blocks("bash") if text.splitlines()[0].strip() in section)
     assert script.count("\n") == 7 - 1
     script = script.replace(
-        "{topol.top,conf.gro,md.mdp} .", "{topol.top,conf.gro,md.mdp} .\nsed -i s/1000000/60000/ md.mdp"
+        "{topol.top,conf.gro,md.mdp} .", "{topol.top,conf.gro,md.mdp} .\nsed -i s/1000000/200000/ md.mdp"
     )
-    options = " ".join(f"--set {shlex.quote(item)}" for item in SMALL)
+    small = [item for item in (*SETTINGS, *ONE_TURN) if not item.startswith("fine_md.")]
+    options = " ".join(f"--set {shlex.quote(item)}" for item in small)
     script = script.replace("--out run", f"--out run {options} || test $? = 3")
     result = bash(script, own_folder(tmp_path), shell(tmp_path))
     assert result.returncode == 0, result.stderr[-2000:]

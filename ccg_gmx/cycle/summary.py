@@ -221,8 +221,6 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
         block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
     block["members_rmsd_kT"] = results.turns[-1].members_kT
     block["moved_kT"] = results.turns[-1].moved_kT
-    if len(results.workflow.basins) >= 2:
-        block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
     return block
 
 
