@@ -42,6 +42,8 @@ SETTINGS = (
     "coarse_md.output_every=50",
     "coarse_md.restored_frames=40",
     "joint_fit.order=4",
+    "cycle.members=2",
+    "cycle.min_turns=2",
     "cycle.max_turns=2",
 )
 
