@@ -258,6 +258,27 @@ def test_status_of_a_folder_without_a_run(tmp_path: Path) -> None:
         run_status(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"seed": 1, "engine": {"workers": 2}}, "finished and converged"),
+        ({"seed": 2, "engine": {"workers": 8}}, "finished with earlier settings"),
+    ],
+)
+def test_status_tells_results_of_earlier_settings(tmp_path: Path, last: dict[str, object], words: str) -> None:
+    (tmp_path / "stages").mkdir()
+    write_json(tmp_path / "summary.json", {"converged": True})
+    write_json(tmp_path / "results.json", {"workflow": {"seed": 1, "engine": {"workers": 8}}})
+    write_json(tmp_path / "manifest.json", {"workflow": last})
+    assert words in run_status(tmp_path)["words"]
+
+
+def test_status_does_not_wait_for_torch() -> None:
+    script = "import sys, ccg_gmx.cycle.status; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 # One run per folder
 
 

@@ -23,8 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ccg_gmx
 from ccg_gmx.engine.parallel import report_steps, run_all
 from ccg_gmx.errors import SettingsError, StoreError
@@ -216,6 +214,8 @@ def _partial(folder: Path) -> Path:
 
 def _run_one(task: tuple[Job, str]) -> None:
     """Run one job in its partial folder and give the folder its final name. Runs in a worker process."""
+    import torch  # not above: `ccg status` reads the store and should not wait for torch
+
     job, target = task
     # One thread everywhere: small tensors are slower on two, and a stage must give the same bits in a pool or alone.
     torch.set_num_threads(1)
