@@ -114,7 +114,7 @@ def test_picture_is_shown_when_it_is_there() -> None:
 
 
 def test_settings_named_exist() -> None:
-    named = set(re.findall(r"`((?:energy|draws|cycle|likelihood|coarse_md|fine_md)\.\w+)`", README))
+    named = set(re.findall(r"`((?:energy|draws|cycle|likelihood|coarse_md|fine_md|diagnostics)\.\w+)`", README))
     named |= {word.partition("=")[0] for words in ccg_calls() for word in words if re.match(r"\w+\.\w+=\d", word)}
     assert {"energy.steps", "cycle.max_turns"} <= named
     for name in named - {"coarse_md.forward_kl"}:
@@ -236,7 +236,7 @@ def own_folder(folder: Path) -> Path:
 def test_own_molecule_as_a_new_user(gmx: object, tmp_path: Path) -> None:
     section = README.split("## Your own molecule")[1].split("\n## ")[0]
     script = "\n".join(text for text in blocks("bash") if text.splitlines()[0].strip() in section)
-    assert script.count("\n") == 7 - 1
+    assert len(script.splitlines()) == 7
     script = script.replace(
         "{topol.top,conf.gro,md.mdp} .", "{topol.top,conf.gro,md.mdp} .\nsed -i s/1000000/200000/ md.mdp"
     )
