@@ -127,7 +127,7 @@ def test_settings_named_exist() -> None:
 def test_thresholds_are_the_defaults() -> None:
     defaults = DiagnosticSettings()
     assert summary_row("free_energy.kish_fraction_median")[2] == (
-        f"{defaults.kish_fraction_median:g}, {defaults.kish_fraction_min:g}"
+        f"{defaults.kish_fraction_median:g}, {defaults.kish_fraction_low:g}"
     )
     for key in ("forward_ess_fraction", "pareto_k_bad_fraction", "sandwich_gap_kT", "doubling_drift_kT"):
         assert float(summary_row(f"free_energy.{key}")[2].split()[0]) == getattr(defaults, key), key
@@ -219,7 +219,10 @@ def check_outputs(out: Path) -> None:
     keys = re.findall(r"^\| `(\w+)\.(\w+)`((?:, `\w+`)*)", section, re.MULTILINE)
     assert len(keys) >= 9
     for group, key, more in keys:
-        names = [key, *(name if not name.startswith("_") else "kish_fraction_min" for name in re.findall(r"\w+", more))]
+        names = [
+            key,
+            *(name if not name.startswith("_") else f"kish_fraction{name}" for name in re.findall(r"\w+", more)),
+        ]
         assert [name for name in names if name not in summary[group]] == [], group
     assert "converged" in summary
 

@@ -86,7 +86,6 @@ class DrawSettings(Settings):
     temperature_factor: float = Field(
         2.0, description="the rest is drawn from the surface at this times the temperature", ge=1
     )
-    cap_kT: float = Field(8.0, description="diagnostics are medians over points with f below this", gt=0)
     chunk: int = Field(4096, description="draws evaluated at once (bounds the memory)", ge=64)
 
     @model_validator(mode="after")

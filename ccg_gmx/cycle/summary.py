@@ -207,6 +207,7 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
         key: getattr(diagnostics, key)
         for key in (
             "kish_fraction_median",
+            "kish_fraction_low",
             "kish_fraction_min",
             "forward_ess_fraction",
             "pareto_k_bad_fraction",
