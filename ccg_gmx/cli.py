@@ -104,7 +104,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     block = summary["free_energy"]
     if "delta_f_kJ_mol" in block:
         compared = f" (reference {reference['reference_delta_f_kJ_mol']:.2f})" if reference else ""
-        click.echo(f"delta_f {block['delta_f_kJ_mol']:.2f} +- {block['delta_f_error']:.2f} kJ/mol{compared}")
+        value = f"{block['delta_f_kJ_mol']:.2f} +- {block['delta_f_error']:.2f} kJ/mol"
+        click.echo(f"delta_f, {block['delta_f']}: {value}{compared}")
     coarse = summary["coarse_md"]
     click.echo(f"coarse MD: forward KL {coarse['forward_kl']:.3f} at {coarse['ns_per_day']:.0f} ns/day")
     click.echo(f"report: {folder / 'report.html'}")

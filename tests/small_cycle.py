@@ -27,9 +27,11 @@ SETTINGS = (
     "flow.circle_width=8",
     "likelihood.steps=30",
     "likelihood.batch=256",
+    "likelihood.checkpoint_every=10",
     "energy.steps=40",
     "energy.learning_rate=0.005",
     "energy.batch=128",
+    "energy.checkpoint_every=10",
     "draws.points=128",
     "draws.final_points=128",
     "draws.draws_per_point=64",
@@ -42,6 +44,8 @@ SETTINGS = (
     "coarse_md.output_every=50",
     "coarse_md.restored_frames=40",
     "joint_fit.order=4",
+    "cycle.members=2",
+    "cycle.min_turns=2",
     "cycle.max_turns=2",
 )
 

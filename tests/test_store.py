@@ -13,7 +13,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from small_cycle import small_disk
 
 from ccg_gmx.cycle.status import run_status
@@ -30,6 +32,7 @@ from ccg_gmx.cycle.store import (
     write_json,
 )
 from ccg_gmx.errors import CcgError, SettingsError, StoreError, TrajectoryError
+from ccg_gmx.flow.checkpoint import write_torch
 
 
 def count(work: Work) -> None:
@@ -60,8 +63,15 @@ def fail_to_write(work: Work) -> None:
 
 
 def fill(work: Work) -> None:
-    """Write a megabyte."""
-    (work.folder / "big").write_bytes(bytes(2**20))
+    """Write a megabyte, in the way of the library that is asked for."""
+    path, ways = work.folder / "big", {"python": bytes(2**20), "numpy": np.zeros(2**17), "torch": torch.zeros(2**18)}
+    content = ways[work.settings["way"]]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, np.ndarray):
+        np.save(path, content)
+    else:
+        write_torch({"content": content}, path)
 
 
 @pytest.fixture
@@ -248,6 +258,27 @@ def test_status_of_a_folder_without_a_run(tmp_path: Path) -> None:
         run_status(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"seed": 1, "engine": {"workers": 2}}, "finished and converged"),
+        ({"seed": 2, "engine": {"workers": 8}}, "finished with earlier settings"),
+    ],
+)
+def test_status_tells_results_of_earlier_settings(tmp_path: Path, last: dict[str, object], words: str) -> None:
+    (tmp_path / "stages").mkdir()
+    write_json(tmp_path / "summary.json", {"converged": True})
+    write_json(tmp_path / "results.json", {"workflow": {"seed": 1, "engine": {"workers": 8}}})
+    write_json(tmp_path / "manifest.json", {"workflow": last})
+    assert words in run_status(tmp_path)["words"]
+
+
+def test_status_does_not_wait_for_torch() -> None:
+    script = "import sys, ccg_gmx.cycle.status; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 # One run per folder
 
 
@@ -318,12 +349,12 @@ def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
         Store(tmp_path).run([Job("writes", fail_to_write, {"errno": errno.ENOENT})])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_full_disk(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("way", "workers"), [("python", 1), ("numpy", 1), ("torch", 1), ("torch", 2)])
+def test_full_disk(tmp_path: Path, way: str, workers: int) -> None:
     with small_disk(tmp_path / "disk", kilobytes=256) as disk:
         store = Store(disk, workers)
         with pytest.raises(StoreError, match="No space left on device"):
-            store.run([Job("fill", fill, {"value": value}) for value in range(workers)])
+            store.run([Job("fill", fill, {"way": way, "value": value}) for value in range(workers)])
         assert not list(store.stages.glob("[!.]*"))
 
 

@@ -59,13 +59,13 @@ class Workflow(Settings):
     reference: Path | None = Field(None, description="surface to compare with (.npz, as shipped in topologies/)")
 
     @model_validator(mode="after")
-    def _basins_match_torsions(self) -> Workflow:
+    def _torsions_are_those_of_coarse(self) -> Workflow:
         torsions = set(self.coarse.torsions)
-        for basin in self.basins:
-            if set(basin.ranges) != torsions:
-                raise ValueError(
-                    f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {sorted(torsions)}"
-                )
+        named = [(f"basin {basin.name}", set(basin.ranges)) for basin in self.basins]
+        named += [(f"start {start.name}", set(start.torsions)) for start in self.fine_md.starts]
+        for what, found in named:
+            if found != torsions:
+                raise ValueError(f"{what} names {sorted(found)}, the torsions are {sorted(torsions)}")
         return self
 
     @model_validator(mode="after")
@@ -96,8 +96,9 @@ def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"cannot read workflow {path}: {error}", remedy="give the path of a workflow YAML file"
+            f"cannot read workflow {path}: {reason}", remedy="give the path of a workflow YAML file"
         ) from None
     try:
         document = yaml.safe_load(text)

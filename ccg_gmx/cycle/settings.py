@@ -73,8 +73,8 @@ class FineMdSettings(Settings):
 class DrawSettings(Settings):
     """How many weighted draws are made, and where."""
 
-    points: int = Field(2048, description="coarse points per cycle turn", ge=64)
-    final_points: int = Field(6144, description="coarse points of the final estimate, theta frozen", ge=64)
+    points: int = Field(4096, description="coarse points per cycle turn, all flows together", ge=64)
+    final_points: int = Field(9216, description="coarse points of the final estimate, flows frozen", ge=64)
     draws_per_point: int = Field(128, description="draws at each point (Pareto k-hat needs 100)", ge=8)
     bead_points: int = Field(
         1536, description="bead configurations whose free energy and mean force are estimated", ge=64
@@ -87,7 +87,6 @@ class DrawSettings(Settings):
     temperature_factor: float = Field(
         2.0, description="the rest is drawn from the surface at this times the temperature", ge=1
     )
-    cap_kT: float = Field(8.0, description="diagnostics are medians over points with f below this", gt=0)
     chunk: int = Field(4096, description="draws evaluated at once (bounds the memory)", ge=64)
 
     @model_validator(mode="after")
@@ -108,13 +107,13 @@ class CoarseMdSettings(Settings):
     output_every: int = Field(500, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
     kde_degrees: float = Field(4.0, description="kernel width of the coarse run's histogram (0: raw bins)", ge=0)
-    restored_frames: int = Field(2000, description="coarse frames restored to atoms at the end", ge=1)
+    restored_frames: int = Field(10_000, description="coarse frames restored to atoms at the end", ge=1)
 
 
 class CycleSettings(Settings):
     """The loop."""
 
-    members: int = Field(2, description="independent flows; their disagreement is part of the error", ge=1)
+    members: int = Field(3, description="independent flows; their disagreement is part of the error", ge=1)
     min_turns: int = Field(2, description="turns before the loop may stop", ge=1)
     max_turns: int = Field(3, description="turns after which it stops anyway", ge=1)
     later_turns: float = Field(0.5, description="training steps of later turns, as a part of the first turn's", gt=0)

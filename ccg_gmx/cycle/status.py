@@ -41,5 +41,14 @@ def _progress(partial: Path) -> dict[str, Any]:
 def _words(folder: Path) -> str:
     if not (folder / "summary.json").is_file():
         return f"not finished; `ccg run` with --out {folder} goes on"
+    if _settings(folder / "results.json") != _settings(folder / "manifest.json"):
+        return f"finished with earlier settings, not with the last ones; `ccg run` with --out {folder} goes on"
     summary = read_json(folder / "summary.json")
     return "finished and converged" if summary["converged"] else "finished, not converged: see report.html"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the workflow that a file is about, without what changes no number."""
+    if not path.is_file():
+        return {}
+    return {key: value for key, value in read_json(path).get("workflow", {}).items() if key != "engine"}

@@ -23,8 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ccg_gmx
 from ccg_gmx.engine.parallel import report_steps, run_all
 from ccg_gmx.errors import SettingsError, StoreError
@@ -94,6 +92,7 @@ class Store:
         self.stages = root / "stages"
         self.workers = workers
         self.used: list[Path] = []
+        self._groups: list[tuple[Path, ...]] = []
         try:
             self.stages.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,14 +136,20 @@ class Store:
             with storing(self.root), _shown(bar, jobs[0].name, len(tasks)) as move:
                 run_all(_run_one, tasks, self.workers, move, jobs[0].name)
         self.used.extend(folders)
+        self._groups.append(tuple(folders))
         return folders
 
     def wall_seconds(self) -> dict[str, float]:
-        """Return stage name -> seconds of all stages used so far, also of those found finished."""
+        """Return stage name -> wall-clock seconds of all stages used so far, also of those found finished.
+
+        Stages of a group ran side by side: it took as long as its longest, or as all of them on so many workers.
+        """
         total: dict[str, float] = {}
-        for folder in dict.fromkeys(self.used):
-            record = read_json(folder / RECORD)
-            total[record["name"]] = total.get(record["name"], 0.0) + record["wall_s"]
+        for group in dict.fromkeys(self._groups):
+            records = [read_json(folder / RECORD) for folder in group]
+            seconds = [float(record["wall_s"]) for record in records]
+            wall = max(max(seconds), sum(seconds) / self.workers)
+            total[records[0]["name"]] = total.get(records[0]["name"], 0.0) + wall
         return total
 
     def sweep(self) -> None:
@@ -209,6 +214,8 @@ def _partial(folder: Path) -> Path:
 
 def _run_one(task: tuple[Job, str]) -> None:
     """Run one job in its partial folder and give the folder its final name. Runs in a worker process."""
+    import torch  # not above: `ccg status` reads the store and should not wait for torch
+
     job, target = task
     # One thread everywhere: small tensors are slower on two, and a stage must give the same bits in a pool or alone.
     torch.set_num_threads(1)
@@ -305,8 +312,13 @@ def storing(root: Path) -> Iterator[None]:
         if elsewhere or not (error.errno in _UNWRITABLE or _SHORT_WRITE.search(str(error))):
             raise
         raise _unwritable(root, error) from None
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's file writer, which does not tell what the system said
+            raise
+        raise _unwritable(root, OSError(errno.ENOSPC, "")) from None
 
 
 def _unwritable(root: Path, error: OSError) -> StoreError:
-    reason = error.strerror or os.strerror(errno.ENOSPC)
-    return StoreError(f"cannot write in {root}: {reason}", remedy="free some space or choose another --out folder")
+    number = error.errno or errno.ENOSPC
+    space = "free some space and run again, or " if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StoreError(f"cannot write in {root}: {os.strerror(number)}", remedy=f"{space}choose another --out folder")

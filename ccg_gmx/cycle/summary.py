@@ -152,17 +152,21 @@ def summarise(results: Results, wall_s: dict[str, float]) -> dict[str, Any]:
     diagnostics = final_diagnostics(results)
     trusted, reasons = diagnostics.verdict()
     settled = last.settled(workflow.cycle.tolerance_kT)
+    agreement = (
+        f"the last turn moved the surface by {last.moved_kT:.3f} kT and the flows' own surfaces differ from it "
+        f"by at most {last.members_kT:.3f} kT"
+    )
     if not settled:
-        trusted = False
-        reasons = [reason for reason in reasons if reason.startswith("not yet")] + [
-            f"not yet, because the surface still moves ({last.moved_kT:.3f} kT) or independent flows differ "
-            f"({last.members_kT:.3f} kT; wanted below {workflow.cycle.tolerance_kT} kT)"
-        ]
+        reasons = [reason for reason in reasons if reason.startswith("not yet")]
+        reasons.append(f"not yet, because {agreement} (wanted below {workflow.cycle.tolerance_kT} kT)")
+    elif trusted:
+        reasons.append(f"these numbers can be trusted because {agreement}")
+    trusted = trusted and settled
     summary: dict[str, Any] = {
         "system": workflow.system,
         "temperature_K": workflow.temperature_K,
         "iterations": len(results.turns) - 1,
-        "converged": bool(trusted and settled),
+        "converged": trusted,
         "wall_s": {name: round(seconds, 2) for name, seconds in wall_s.items()},
         "energy_evaluations": count_evaluations(results),
         "free_energy": free_energy_summary(results, diagnostics),
@@ -185,7 +189,7 @@ def count_evaluations(results: Results) -> dict[str, int]:
         record = read_json(folder / RECORD)
         name, settings = record["name"], record["settings"]
         if name == "fine_md":
-            md += settings["steps"] * settings.get("walkers", 1)
+            md += sum(read_json(folder / "steps.json").values())
         elif name == "energy":
             flow += settings["energy"]["steps"] * settings["energy"]["batch"]
         elif name in ("draws", "beads"):
@@ -203,6 +207,7 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
         key: getattr(diagnostics, key)
         for key in (
             "kish_fraction_median",
+            "kish_fraction_low",
             "kish_fraction_min",
             "forward_ess_fraction",
             "pareto_k_bad_fraction",
@@ -211,10 +216,12 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
             "doubling_drift_kT",
         )
     }
+    workflow = results.workflow
+    if len(workflow.basins) >= 2:
+        block["delta_f"] = f"{workflow.basins[1].name} minus {workflow.basins[0].name}"
+        block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
     block["members_rmsd_kT"] = results.turns[-1].members_kT
     block["moved_kT"] = results.turns[-1].moved_kT
-    if len(results.workflow.basins) >= 2:
-        block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
     return block
 
 

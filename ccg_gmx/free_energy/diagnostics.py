@@ -27,8 +27,8 @@ class DiagnosticSettings(Settings):
         default=8.0, gt=0, description="judge coarse points whose f lies within this of the lowest (kT)"
     )
     kish_fraction_median: float = Field(default=0.1, ge=0, le=1, description="least median reverse effective fraction")
-    kish_fraction_min: float = Field(
-        default=0.01, ge=0, le=1, description="least reverse effective fraction of any point"
+    kish_fraction_low: float = Field(
+        default=0.02, ge=0, le=1, description="least reverse effective fraction of all but the worst 1 % of the points"
     )
     forward_ess_fraction: float = Field(
         default=0.05, ge=0, le=1, description="least effective fraction seen by fine frames"
@@ -48,6 +48,8 @@ class Diagnostics:
 
     Attributes:
         kish_fraction_median: median over points of (sum w)^2 / (K sum w^2).
+        kish_fraction_low: 1 % quantile of them. The verdict looks at it and not at the smallest, which falls with the
+            number of points however good the flow is.
         kish_fraction_min: smallest of them.
         forward_ess_fraction: the same fraction as held-out fine frames see it.
         pareto_k_bad_fraction: fraction of points with k-hat above the threshold.
@@ -62,6 +64,7 @@ class Diagnostics:
     """
 
     kish_fraction_median: float
+    kish_fraction_low: float
     kish_fraction_min: float
     forward_ess_fraction: float
     pareto_k_bad_fraction: float
@@ -171,6 +174,7 @@ def diagnose(
     bad = float("nan") if np.isnan(tails).any() else float((tails > settings.pareto_k).mean())
     return Diagnostics(
         kish_fraction_median=float(np.median(fractions)),
+        kish_fraction_low=float(np.quantile(fractions, 0.01)),
         kish_fraction_min=float(fractions.min()),
         forward_ess_fraction=forward_ess_fraction(forward),
         pareto_k_bad_fraction=bad,
@@ -200,11 +204,11 @@ def _checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
     s = d.settings
     return [
         (
-            d.kish_fraction_median >= s.kish_fraction_median and d.kish_fraction_min >= s.kish_fraction_min,
+            d.kish_fraction_median >= s.kish_fraction_median and d.kish_fraction_low >= s.kish_fraction_low,
             f"half of the coarse points use at least {d.kish_fraction_median:.0%} of their draws",
             f"the weights are uneven: a median of {d.kish_fraction_median:.1%} and a minimum of "
-            f"{d.kish_fraction_min:.1%} of the draws count (wanted {s.kish_fraction_median:.0%} "
-            f"and {s.kish_fraction_min:.0%})",
+            f"{d.kish_fraction_low:.1%} of the draws count (wanted {s.kish_fraction_median:.0%} "
+            f"and {s.kish_fraction_low:.0%})",
         ),
         (
             d.forward_ess_fraction >= max(s.forward_ess_fraction, s.forward_to_kish * d.kish_fraction_median),

@@ -309,7 +309,11 @@ def _newton(
         ratio = np.exp(log_z + design @ c)
         score = design.T @ (v * (ratio - 1)) + ridge * c
         root = design * np.sqrt(v * ratio)[:, None]
-        step = cho_solve(cho_factor(root.T @ root + np.diag(ridge)), score)
+        hessian = root.T @ root + np.diag(ridge)
+        # One point far below its neighbours can outweigh all others beyond double precision. This much damping is felt
+        # only then, and it bends the path of the steps, not where they end.
+        hessian[np.diag_indices_from(hessian)] += 1e-12 * hessian.diagonal().max()
+        step = cho_solve(cho_factor(hessian), score)
         decrement = float(score @ step)
         if decrement < 1e-9:
             return c - step

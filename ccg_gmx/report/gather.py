@@ -10,7 +10,7 @@ from ccg_gmx.cycle.summary import Results, restored_distributions
 from ccg_gmx.free_energy.joint_fit import PointEstimates
 from ccg_gmx.free_energy.reference import load_reference
 from ccg_gmx.free_energy.surface import histogram_surface, load_surface
-from ccg_gmx.free_energy.torsion_grid import shifted
+from ccg_gmx.free_energy.torsion_grid import grid_points, shifted
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, FreeEnergySurface, ReportData, WeightedDraws
 
@@ -38,7 +38,7 @@ def gather(results: Results, summary: dict[str, object]) -> ReportData:
         distributions=restored_distributions(results),
         turns=[turn.row() for turn in results.turns],
         coarse_terms=_terms(potential),
-        coarse_map=potential.grid(workflow.cycle.grid),
+        coarse_map=potential.grid(workflow.cycle.grid) if surface.f.ndim == 2 else None,
     )
 
 
@@ -72,7 +72,11 @@ def _losses(results: Results) -> dict[str, FloatArray]:
 
 
 def _terms(potential: CoarsePotential) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Potential of every bond and angle, and of the torsion where there is only one."""
     tables = {}
+    torsions = potential.basis.torsions.names
+    if len(torsions) == 1:
+        tables[f"torsion {torsions[0]}"] = (grid_points(200), potential.grid(200))
     for index, term in enumerate(potential.basis.terms):
         margin = 0.2 * (term.hi - term.lo)
         grid = np.linspace(term.lo - margin, term.hi + margin, 200)

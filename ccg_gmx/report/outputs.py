@@ -86,14 +86,15 @@ def rebuild_report(folder: Path) -> Path:
             expected="the folder of a finished run",
             remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
         )
-    manifest = read_json(folder / "manifest.json")
+    manifest, packed = read_json(folder / "manifest.json"), read_json(folder / "results.json")
     try:
-        workflow = Workflow.model_validate(manifest["workflow"])
+        # Its own settings: those of manifest.json may be of a later run that is not finished.
+        workflow = Workflow.model_validate(packed["workflow"])
     except (KeyError, TypeError, ValidationError):
         raise StoreError(
-            f"{folder / 'manifest.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
+            f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
         ) from None
-    results = _unpack(read_json(folder / "results.json"), workflow, folder)
+    results = _unpack(packed, workflow, folder)
     gone = [path for path in (*results.used, results.restored) if not path.is_dir()]
     if gone:
         raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
@@ -118,6 +119,7 @@ def _pack(results: Results, folder: Path) -> dict[str, Any]:
     stages = folder / "stages"
     packed: dict[str, Any] = {name: getattr(results, name).relative_to(stages).as_posix() for name in _FOLDERS}
     packed |= {name: [path.relative_to(stages).as_posix() for path in getattr(results, name)] for name in _LISTS}
+    packed["workflow"] = results.workflow.model_dump(mode="json")
     packed["turns"] = [{**vars(turn), "surface": turn.surface.name} for turn in results.turns]
     return packed
 

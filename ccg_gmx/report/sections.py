@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccg_gmx.free_energy.surface import rmsd_kT
 from ccg_gmx.records import FloatArray, FreeEnergySurface, ReportData
 from ccg_gmx.report import checks, multiples, plots, style, words
 from ccg_gmx.report.markup import Html, definitions, join, table, tag
@@ -146,10 +145,9 @@ def _error_and_raw(data: ReportData, cap: float) -> list[Html]:
                     "The plain average of the weights at each point: the same shape with more noise.")
         )  # fmt: skip
         if _same_grid(data.surface, raw):
-            rmsd = words.number(rmsd_kT(data.surface, raw), 2)
             found.append(
                 picture(plots.difference_map(raw, data.surface, cap), "difference of estimate and fit",
-                        "Before the fit − after it.", f"Should be noise without a pattern. RMSD {rmsd} kT below 8 kT.")
+                        "Before the fit − after it.", "Should be noise without a pattern.")
             )  # fmt: skip
     return found
 
@@ -202,8 +200,8 @@ def training(data: ReportData) -> Section | None:
     for name, values in data.losses.items():
         cut = max(name.rfind("/"), name.rfind(" "))
         group, rest = name[: max(cut, 0)], name[cut + 1 :].replace("_", " ")
-        if rest == "clash":  # a share, not a loss: it needs an axis of its own
-            group = f"{group}, share of clashes".lstrip(", ")
+        if rest in _OWN_AXIS:  # another scale, or a share instead of a loss
+            group = f"{group}, {_OWN_AXIS[rest]}".lstrip(", ")
         if len(values):
             groups.setdefault(group or "loss", {})[rest] = np.asarray(values, dtype=np.float64)
     if not groups:
@@ -221,6 +219,8 @@ def training(data: ReportData) -> Section | None:
     ]  # fmt: skip
     return Section("Training", join([tag("p", caption), _grid(*pictures, kind="wide")]))
 
+
+_OWN_AXIS = {"reverse": "reverse KL", "forward": "forward KL", "clash": "share of clashes"}
 
 _TURN_LABELS = {
     "index": "turn",

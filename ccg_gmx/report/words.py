@@ -90,6 +90,13 @@ def kish_sentence(fraction: float) -> str:
     return f"An average point keeps {percent(fraction)} of its draws' worth; 100 % would be a perfect flow."
 
 
+def kish_low_sentence(fraction: float) -> str:
+    """Say what the 1 % quantile of the Kish fractions means."""
+    if not math.isfinite(fraction):
+        return "The weights of the worst points could not be judged."
+    return f"All but the worst 1 % of the points keep at least {percent(fraction)}."
+
+
 def kish_min_sentence(fraction: float) -> str:
     """Say what the smallest Kish fraction means."""
     if not math.isfinite(fraction):

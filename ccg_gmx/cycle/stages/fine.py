@@ -62,7 +62,7 @@ def run_fine(work: Work) -> None:
     """Run one short atomistic trajectory from a structure turned to the start's torsions and minimised.
 
     With implicit solvent, which GROMACS does not have, the package's own integrator makes the trajectory.
-    Inputs: system, topology, structure. Writes run.trr (full precision) and GROMACS' own files.
+    Inputs: system, topology, structure. Writes run.trr (full precision), steps.json and GROMACS' own files.
     """
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
     system = System.load(work.inputs["system"])
@@ -72,7 +72,8 @@ def run_fine(work: Work) -> None:
     tpr = gmx.grompp(minimise(), folder / "start.gro", topology_file, folder / "em.tpr", workdir=folder)
     minimised = gmx.mdrun(tpr, folder, name="em")
     if system.implicit_solvent is not None:
-        run_walkers(work, system, minimised.gro)
+        steps = run_walkers(work, system, minimised.gro)
+        write_json(folder / "steps.json", {"md": steps, "minimisation": minimised.steps})
         return
     mdp = fine_run(
         system.temperature_K,
@@ -85,7 +86,8 @@ def run_fine(work: Work) -> None:
     tpr = folder / "run.tpr"
     if not tpr.exists():
         gmx.grompp(mdp, minimised.gro, topology_file, tpr, workdir=folder)
-    gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+    result = gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+    write_json(folder / "steps.json", {"md": result.steps, "minimisation": minimised.steps})
 
 
 def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:

@@ -16,11 +16,12 @@ from ccg_gmx.molecule.trajectory import make_whole, write_trr
 _CHECKPOINTS = 20
 
 
-def run_walkers(work: Work, system: System, structure: Path) -> None:
+def run_walkers(work: Work, system: System, structure: Path) -> int:
     """Run the walkers of one start; killed and called again, it goes on from its checkpoint.
 
     Frames are in the order of time, all walkers of one moment together, so that the last part of the file is the last
-    part of the run. Settings: steps, dt_ps, output_every, friction_time_ps, walkers. Writes run.trr.
+    part of the run. Settings: steps, dt_ps, output_every, friction_time_ps, walkers. Writes run.trr. Returns the
+    number of energies computed, all walkers together.
     """
     settings, folder = work.settings, work.folder
     langevin = Langevin(
@@ -55,3 +56,4 @@ def run_walkers(work: Work, system: System, structure: Path) -> None:
     moments = np.repeat(np.arange(1, len(frames) + 1) * every * settings["dt_ps"], settings["walkers"])
     write_trr(folder / "run.trr", torch.cat(frames).numpy() + box.sum(0) / 2, moments, box)
     checkpoint.unlink(missing_ok=True)
+    return int(total * settings["walkers"])

@@ -10,6 +10,7 @@ from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.store import Work, write_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow
+from ccg_gmx.free_energy.diagnostics import kish_fraction
 from ccg_gmx.molecule.contacts import clash_fraction
 from ccg_gmx.molecule.structure import read_structure, write_structure
 from ccg_gmx.molecule.trajectory import write_trr
@@ -70,5 +71,6 @@ def restore_frames(work: Work) -> None:
         "clash_fraction": clash_fraction(system.topology, atoms),
         "clash_fraction_fine_md": clash_fraction(system.topology, fine.numpy()),
         "chirality_errors": int(chirality.sum()),
+        "kish_fraction_total": float(kish_fraction(log_w_total[None])[0]),
     }
     write_json(work.folder / "restored.json", facts)
