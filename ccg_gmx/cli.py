@@ -199,7 +199,10 @@ def _energy_text(table: dict[str, Any]) -> str:
 
 @main.group()
 def bench() -> None:
-    """Measure speed against other programs on this machine."""
+    """Measure speed against other programs on this machine.
+
+    Example: ccg bench energy --frames 1024
+    """
 
 
 @bench.command("energy")

@@ -80,8 +80,10 @@ def test_the_demo_is_what_make_demo_runs() -> None:
 
 @pytest.mark.parametrize("words", ccg_calls(), ids=" ".join)
 def test_ccg_commands_and_options_exist(words: list[str]) -> None:
-    assert words[0] in main.commands
-    options = {name for parameter in main.commands[words[0]].params for name in (*parameter.opts, "--help")}
+    command = main.commands[words[0]]
+    if isinstance(command, click.Group):
+        command = command.commands[words[1]]
+    options = {name for parameter in command.params for name in (*parameter.opts, "--help")}
     assert {word for word in words if word.startswith("-")} <= options
 
 
