@@ -14,36 +14,12 @@ T frames, N atoms, M coarse points, K draws per coarse point.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FineRun:
-    """One finished atomistic GROMACS run.
-
-    Attributes:
-        tpr: run input file.
-        trajectory: full-precision frames (.trr).
-        log: GROMACS log file.
-        name: which start (basin) it belongs to.
-        seed: seed of its Langevin noise and velocities.
-        temperature_K: thermostat temperature.
-        steps: steps done (one energy evaluation each).
-    """
-
-    tpr: Path
-    trajectory: Path
-    log: Path
-    name: str
-    seed: int
-    temperature_K: float
-    steps: int
 
 
 @dataclass(frozen=True)

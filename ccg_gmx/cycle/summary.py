@@ -103,7 +103,7 @@ def assess_turn(
     now = load_surface(surface / "surface.npz")
     members = [load_surface(surface / f"member{i}.npz") for i in range(len(draws))]
     fit = SurfaceFit.load(surface / "fit.npz")
-    judged = [draws_below_cap(load_draws(folder).log_w, fit.values(load_draws(folder).s), workflow) for folder in draws]
+    judged = [draws_below_cap(drawn.log_w, fit.values(drawn.s), workflow) for drawn in map(load_draws, draws)]
     run = coarse_surface(load_coarse_run(coarse), now, workflow.coarse_md.kde_degrees)
     reference = load_reference(workflow.reference) if workflow.reference else None
     return Turn(

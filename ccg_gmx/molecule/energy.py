@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ class ForceField(nn.Module):
         """
         self._check(positions)
         if torch.is_grad_enabled() and positions.requires_grad:
-            energy: Tensor = _EnergyWithGradient.apply(positions, self)
+            energy: Tensor = EnergyWithGradient.apply(positions, self)
             return energy
         return self._in_chunks(positions, None)
 
@@ -294,18 +295,27 @@ class ForceField(nn.Module):
             )
 
 
-class _EnergyWithGradient(torch.autograd.Function):
+class HasGradient(Protocol):
+    """A potential energy that knows its gradient."""
+
+    def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[B]`` kJ/mol and ``[B, N, 3]`` kJ/mol/nm of ``[B, N, 3]`` nm."""
+
+
+class EnergyWithGradient(torch.autograd.Function):
     """Energy whose gradient is computed in the forward pass, so that the backward pass is one product."""
 
     @staticmethod
-    def forward(ctx, positions: Tensor, force_field: ForceField) -> Tensor:  # type: ignore[no-untyped-def]
-        energy, gradient = force_field.energy_and_gradient(positions)
+    def forward(ctx, positions: Tensor, term: HasGradient) -> Tensor:  # type: ignore[no-untyped-def]
+        """Return ``[B]`` energies and keep the gradient."""
+        energy, gradient = term.energy_and_gradient(positions)
         ctx.save_for_backward(gradient)
         return energy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_energy: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        """Return the kept gradient times ``by_energy [B]``."""
         (gradient,) = ctx.saved_tensors
         return by_energy[:, None, None] * gradient, None
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.energy import EnergyWithGradient, ForceField
 from ccg_gmx.molecule.implicit_radii import mbondi2
 from ccg_gmx.molecule.kernel import DTYPES
 from ccg_gmx.molecule.kernel_solvent import SolventKernel
@@ -285,25 +285,9 @@ class SolvatedForceField(nn.Module):
 def differentiable_energy(term: ImplicitSolvent | SolvatedForceField, positions: Tensor) -> Tensor:
     """Return ``[B]`` energies; when autograd is on, the gradient is computed along and kept for the backward pass."""
     if torch.is_grad_enabled() and positions.requires_grad:
-        energy: Tensor = _EnergyWithGradient.apply(positions, term)
+        energy: Tensor = EnergyWithGradient.apply(positions, term)
         return energy
     return term.energy(positions)
-
-
-class _EnergyWithGradient(torch.autograd.Function):
-    """Energy whose gradient is computed in the forward pass, so that the backward pass is one product."""
-
-    @staticmethod
-    def forward(ctx, positions: Tensor, term: ImplicitSolvent | SolvatedForceField) -> Tensor:  # type: ignore[no-untyped-def]
-        energy, gradient = term.energy_and_gradient(positions)
-        ctx.save_for_backward(gradient)
-        return energy
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, by_energy: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (gradient,) = ctx.saved_tensors
-        return by_energy[:, None, None] * gradient, None
 
 
 def descreening(distance: Tensor, offset: Tensor, scaled: Tensor, derivatives: bool) -> tuple[Tensor, Tensor]:
