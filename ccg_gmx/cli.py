@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ccg_gmx import __version__
+from ccg_gmx.commands.bench import bench
 from ccg_gmx.errors import CcgError
 
 EXIT_NOT_CONVERGED = 3
@@ -197,33 +198,6 @@ def _energy_text(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@main.group()
-def bench() -> None:
-    """Measure speed against other programs on this machine.
-
-    Example: ccg bench energy --frames 1024
-    """
-
-
-@bench.command("energy")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), default=None, help="Draw cost per frame against atoms.")
-@click.option("--frames", type=click.IntRange(min=1), default=4096, show_default=True, help="Number of frames.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="The fastest counts.")
-def bench_energy(as_json: bool, plot: Path | None, frames: int, repeats: int) -> None:
-    """Energies and gradients per second: our kernel, torch, gmx mdrun -rerun, OpenMM, on the same frames.
-
-    Takes about half a minute; let nothing else run meanwhile.
-
-    Example: ccg bench energy --plot cost.png
-    """
-    from ccg_gmx.bench.energy import bench_energy as measure
-    from ccg_gmx.bench.energy import bench_text
-
-    result = measure(frames, repeats, plot=plot)
-    click.echo(json.dumps(result, indent=1) if as_json else bench_text(result))
-
-
 @main.command()
 def schema() -> None:
     """Print the JSON schema of the workflow file.
@@ -234,6 +208,8 @@ def schema() -> None:
 
     click.echo(json.dumps(json_schema(), indent=1))
 
+
+main.add_command(bench)
 
 if __name__ == "__main__":
     main()

@@ -22,6 +22,7 @@ ORDER = (
     ("report",),
     ("api",),
     ("bench",),
+    ("commands",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
