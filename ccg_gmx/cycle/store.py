@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import ccg_gmx
-from ccg_gmx.engine.parallel import report_steps, run_all
+from ccg_gmx.engine.parallel import Workers, report_steps
 from ccg_gmx.errors import SettingsError, StoreError
 
 Progress = Callable[..., None]
@@ -91,6 +91,7 @@ class Store:
         self.root = root
         self.stages = root / "stages"
         self.workers = workers
+        self._pool = Workers(workers)
         self.used: list[Path] = []
         self._groups: list[tuple[Path, ...]] = []
         try:
@@ -112,7 +113,10 @@ class Store:
                 raise StoreError(
                     f"{self.root} is in use by another ccg run", remedy="wait for it, or choose another --out"
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                self._pool.close()
 
     def folder(self, job: Job) -> Path:
         """Return where the job's result is, or will be."""
@@ -134,7 +138,7 @@ class Store:
         if missing:
             tasks = [(job, str(folder)) for job, folder in missing]
             with storing(self.root), _shown(bar, jobs[0].name, len(tasks)) as move:
-                run_all(_run_one, tasks, self.workers, move, jobs[0].name)
+                self._pool.run(_run_one, tasks, move, jobs[0].name)
         self.used.extend(folders)
         self._groups.append(tuple(folders))
         return folders
@@ -196,14 +200,17 @@ def file_hash(path: Path) -> str:
         raise SettingsError(f"cannot read {path}: {error.strerror}", expected="an existing file") from None
 
 
+_SHOWS_ONLY = ("report/", "bench/", "commands/", "cli.py", "engine/toolchain.py")
+
+
 @cache
 def code_version() -> str:
-    """Return version and hash of the package's sources; the report and the command line change no number."""
+    """Return version and hash of the package's sources; reports, benchmarks and the command line change no number."""
     root = Path(ccg_gmx.__file__).parent
     digest = hashlib.sha256()
     for source in sorted(root.rglob("*.py")):
         name = source.relative_to(root).as_posix()
-        if not name.startswith("report/") and name not in ("cli.py", "engine/toolchain.py"):
+        if not name.startswith(_SHOWS_ONLY):
             digest.update(name.encode() + b"\0" + source.read_bytes())
     return f"{ccg_gmx.__version__}+{digest.hexdigest()[:16]}"
 

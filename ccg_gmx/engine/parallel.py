@@ -64,7 +64,7 @@ def run_all(
     progress: Progress | None = None,
     label: str = "",
 ) -> list[Result]:
-    """Apply a function to every task, several at the same time.
+    """Apply a function to every task, several at the same time, with workers of its own.
 
     Args:
         function: top-level function.
@@ -81,11 +81,85 @@ def run_all(
         ToolError: if a worker is killed, by the system for want of memory for instance.
         Exception: the first exception a task raised, as itself; the other tasks are stopped.
     """
-    workers = min(workers or available_cores(), available_cores(), max(1, len(tasks)))
-    meter = _Meter(label, len(tasks), progress)
-    if workers <= 1:
-        return [_run_here(function, index, task, meter) for index, task in enumerate(tasks)]
-    return _run_in_pool(function, tasks, workers, meter)
+    with Workers(workers) as pool:
+        return pool.run(function, tasks, progress, label)
+
+
+class Workers:
+    """Worker processes that stay for several groups of tasks: starting one, torch included, takes seconds.
+
+    They are started when they are first needed and stopped by ``close``, or when a task fails.
+
+    Args:
+        limit: upper limit of processes, never more than there are cores; None for one per core.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = min(limit or available_cores(), available_cores())
+        self._pool: _Pool | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        progress: Progress | None = None,
+        label: str = "",
+    ) -> list[Result]:
+        """Apply a function to every task; ``run_all`` documents arguments and errors.
+
+        A single task runs in this process.
+        """
+        meter = _Meter(label, len(tasks), progress)
+        if min(self.limit, len(tasks)) <= 1:
+            return [_run_here(function, index, task, meter) for index, task in enumerate(tasks)]
+        self._pool = self._pool or _Pool(self.limit)
+        try:
+            return self._pool.run(function, tasks, meter)
+        except BrokenProcessPool as error:
+            self.close()
+            raise ToolError(
+                f"worker process for {label or 'a task'}",
+                "it died without a message",
+                remedy="most often the memory ran out: use fewer workers",
+            ) from error
+        except BaseException:
+            self._pool.stop()
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the workers; they are started again when needed."""
+        if self._pool is not None:
+            self._pool.executor.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+class _Pool:
+    """An executor, and the channels to its workers."""
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.reports, self.pids, self._stop = context.SimpleQueue(), context.SimpleQueue(), context.Event()
+        self.executor = ProcessPoolExecutor(
+            workers, context, initializer=_start_worker, initargs=(os.getpid(), self.reports, self.pids, self._stop)
+        )
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], meter: _Meter) -> list[Result]:
+        _drained(self.reports)  # what the last group said after it was done
+        futures = [self.executor.submit(_run_in_worker, function, index, task) for index, task in enumerate(tasks)]
+        _follow(futures, self.reports, meter)
+        return [future.result() for future in futures]
+
+    def stop(self) -> None:
+        """Stop all workers now."""
+        self._stop.set()  # for workers that are still starting and have not said who they are
+        _terminate(self.pids)
 
 
 class _Meter:
@@ -120,32 +194,6 @@ def _call(
         return function(task)
     finally:
         _sink, _index = outer
-
-
-def _run_in_pool(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, meter: _Meter
-) -> list[Result]:
-    context = multiprocessing.get_context("spawn")
-    reports, pids, stop = context.SimpleQueue(), context.SimpleQueue(), context.Event()
-    executor = ProcessPoolExecutor(
-        workers, context, initializer=_start_worker, initargs=(os.getpid(), reports, pids, stop)
-    )
-    try:
-        futures = [executor.submit(_run_in_worker, function, index, task) for index, task in enumerate(tasks)]
-        _follow(futures, reports, meter)
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise ToolError(
-            f"worker process for {meter.label or 'a task'}",
-            "it died without a message",
-            remedy="most often the memory ran out: use fewer workers",
-        ) from error
-    except BaseException:
-        stop.set()  # for workers that are still starting and have not said who they are
-        _terminate(pids)
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _follow(futures: list[Future[Any]], reports: Any, meter: _Meter) -> None:
