@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.reference import load_reference, read_awh, save_reference
+from ccg_gmx.free_energy.reference import (
+    load_marginals,
+    load_reference,
+    load_reference_set,
+    read_awh,
+    save_marginals,
+    save_reference,
+)
 from ccg_gmx.free_energy.surface import (
     Basin,
     combine_halves,
@@ -304,3 +311,56 @@ def test_reference_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.surface.f, combine_halves(*half).f)
     assert back.noise_floor == noise_floor(*half)
     assert back.origin == "two runs"
+
+
+def noisy_halves(names: tuple[str, ...], n: int, seed: int) -> tuple[FreeEnergySurface, FreeEnergySurface]:
+    rng = np.random.default_rng(seed)
+    f = rng.normal(size=(n,) * len(names))
+    a, b = (shifted(f + 0.1 * rng.standard_normal(f.shape), names, 310.0) for _ in range(2))
+    return a, b
+
+
+def test_marginals_round_trip(tmp_path: Path) -> None:
+    halves = {("psi2", "phi1"): noisy_halves(("psi2", "phi1"), 12, 0), ("phi1",): noisy_halves(("phi1",), 20, 1)}
+    save_marginals(tmp_path / "marginals.npz", halves, origin="REMD")
+    for read in (load_marginals, load_reference_set):
+        back = read(tmp_path / "marginals.npz")
+        assert list(back) == list(halves)
+        for names, (half_a, half_b) in halves.items():
+            np.testing.assert_array_equal(back[names].half_a.f, half_a.f)
+            np.testing.assert_array_equal(back[names].half_b.f, half_b.f)
+            np.testing.assert_array_equal(back[names].surface.f, combine_halves(half_a, half_b).f)
+            assert (back[names].surface.names, back[names].surface.temperature_K) == (names, 310.0)
+            assert back[names].origin == "REMD"
+
+
+def test_either_kind_of_reference_file(tmp_path: Path) -> None:
+    halves = noisy_halves(NAMES, 12, 2)
+    save_reference(tmp_path / "one.npz", *halves, origin="x")
+    save_marginals(tmp_path / "several.npz", {NAMES: halves}, origin="x")
+    for name in ("one", "several"):
+        (key, reference), *rest = load_reference_set(tmp_path / f"{name}.npz").items()
+        assert (key, rest) == (NAMES, [])
+        np.testing.assert_array_equal(reference.half_a.f, halves[0].f)
+    with pytest.raises(CcgError, match="cannot read"):
+        load_reference(tmp_path / "several.npz")
+    with pytest.raises(CcgError, match="cannot read"):
+        load_marginals(tmp_path / "one.npz")
+    np.save(tmp_path / "lone.npy", np.zeros(3))
+    for name in ("absent.npz", "lone.npy"):
+        with pytest.raises(CcgError, match="cannot read"):
+            load_reference_set(tmp_path / name)
+
+
+def test_marginals_that_do_not_belong_together(tmp_path: Path) -> None:
+    halves, path = noisy_halves(NAMES, 12, 3), tmp_path / "marginals.npz"
+    with pytest.raises(CcgError, match="same torsions"):
+        save_marginals(path, {("psi", "phi"): halves}, origin="")
+    with pytest.raises(CcgError, match="one temperature"):
+        save_marginals(path, {}, origin="")
+    other = shifted(halves[0].f, NAMES, 300.0)
+    with pytest.raises(CcgError, match="one temperature"):
+        save_marginals(path, {NAMES: (halves[0], other)}, origin="")
+    with pytest.raises(CcgError, match="grid"):
+        save_marginals(path, {NAMES: (halves[0], noisy_halves(NAMES, 13, 3)[1])}, origin="")
+    assert not path.exists()

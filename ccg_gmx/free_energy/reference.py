@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 
 from ccg_gmx.errors import CcgError
 from ccg_gmx.free_energy.surface import combine_halves, noise_floor
-from ccg_gmx.free_energy.surface_files import read_npz, write_npz
+from ccg_gmx.free_energy.surface_files import npz_keys, read_npz, write_npz
 from ccg_gmx.free_energy.torsion_grid import grid, shifted
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import DEGREES_PER_RADIAN, thermal_energy
 
 REFERENCE_VERSION = 1
+MARGINALS_VERSION = 1
 _KEYS = ("version", "f_a", "f_b", "names", "temperature_K", "origin")
+_MARGINALS_KEY = "marginals_version"
+Halves = tuple[FreeEnergySurface, FreeEnergySurface]
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,84 @@ def load_reference(path: Path) -> Reference:
         CcgError: if the file is not a reference.
     """
     data = read_npz(path, _KEYS, REFERENCE_VERSION)
-    names, temperature = tuple(str(name) for name in data["names"]), float(data["temperature_K"])
-    half_a, half_b = (shifted(data[key], names, temperature) for key in ("f_a", "f_b"))
-    return Reference(combine_halves(half_a, half_b), half_a, half_b, str(data["origin"]))
+    return _from_halves(data["f_a"], data["f_b"], data["names"], float(data["temperature_K"]), str(data["origin"]))
+
+
+def save_marginals(path: Path, marginals: Mapping[tuple[str, ...], Halves], origin: str) -> None:
+    """Write references of several marginals of one free energy, each as its two independent halves (.npz).
+
+    The references may have different grids and numbers of axes; all are at one temperature.
+
+    Args:
+        path: .npz file.
+        marginals: names of the torsions shown -> (half_a, half_b), surfaces over those torsions in that order.
+        origin: a sentence or two saying how all were made.
+
+    Raises:
+        CcgError: if there are none, the halves of one do not belong together, or names or temperatures disagree.
+    """
+    halves = [half for pair in marginals.values() for half in pair]
+    temperatures = sorted({half.temperature_K for half in halves})
+    if len(temperatures) != 1:
+        raise CcgError(
+            f"{len(marginals)} marginals at {temperatures} K", expected="one or more, all at one temperature"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for index, (names, (half_a, half_b)) in enumerate(marginals.items()):
+        if half_a.names != tuple(names):
+            raise CcgError(
+                f"the marginal {tuple(names)} has surfaces over {half_a.names}", expected="the same torsions"
+            )
+        combine_halves(half_a, half_b)
+        arrays |= dict(zip(_marginal_keys(index), (half_a.f, half_b.f, np.array(half_a.names)), strict=True))
+    write_npz(
+        path,
+        marginals_version=np.array(MARGINALS_VERSION),
+        count=np.array(len(marginals)),
+        temperature_K=np.array(temperatures[0]),
+        origin=np.array(origin),
+        **arrays,
+    )
+
+
+def load_marginals(path: Path) -> dict[tuple[str, ...], Reference]:
+    """Read what ``save_marginals`` wrote: names of the torsions shown -> reference, in the order they were given.
+
+    Raises:
+        CcgError: if the file is not one of marginals.
+    """
+    head = (_MARGINALS_KEY, "count", "temperature_K", "origin")
+    count = int(read_npz(path, head, MARGINALS_VERSION, _MARGINALS_KEY)["count"])
+    keys = [_marginal_keys(index) for index in range(count)]
+    data = read_npz(path, head + tuple(key for group in keys for key in group), MARGINALS_VERSION, _MARGINALS_KEY)
+    temperature, origin = float(data["temperature_K"]), str(data["origin"])
+    return {
+        reference.surface.names: reference
+        for reference in (
+            _from_halves(data[f_a], data[f_b], data[names], temperature, origin) for f_a, f_b, names in keys
+        )
+    }
+
+
+def load_reference_set(path: Path) -> dict[tuple[str, ...], Reference]:
+    """Read either kind of reference file: names of the torsions -> reference; one entry for an ordinary reference.
+
+    Raises:
+        CcgError: if the file is neither.
+    """
+    if _MARGINALS_KEY in npz_keys(path):
+        return load_marginals(path)
+    reference = load_reference(path)
+    return {reference.surface.names: reference}
+
+
+def _marginal_keys(index: int) -> tuple[str, str, str]:
+    return f"f_a_{index}", f"f_b_{index}", f"names_{index}"
+
+
+def _from_halves(f_a: FloatArray, f_b: FloatArray, names: np.ndarray, temperature_K: float, origin: str) -> Reference:
+    half_a, half_b = (shifted(f, tuple(str(name) for name in names), temperature_K) for f in (f_a, f_b))
+    return Reference(combine_halves(half_a, half_b), half_a, half_b, origin)
 
 
 def _columns(text: str, dims: int, path: Path) -> dict[str, int]:

@@ -15,6 +15,7 @@ from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
 NPZ_VERSION = 1
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def save_surface(surface: FreeEnergySurface, path: Path) -> None:
@@ -48,8 +49,14 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     os.replace(partial, path)
 
 
-def read_npz(path: Path, keys: tuple[str, ...], version: int) -> dict[str, np.ndarray]:
+def read_npz(path: Path, keys: tuple[str, ...], version: int, version_key: str = "version") -> dict[str, np.ndarray]:
     """Read the named arrays of an .npz file.
+
+    Args:
+        path: file.
+        keys: arrays wanted, ``version_key`` among them.
+        version: the only version that is understood.
+        version_key: array that holds the version; each kind of file that could be mistaken for another has its own.
 
     Raises:
         CcgError: if the file cannot be read, lacks a key, or has another version.
@@ -57,12 +64,26 @@ def read_npz(path: Path, keys: tuple[str, ...], version: int) -> dict[str, np.nd
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {key: data[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise CcgError(f"cannot read {path}: {reason}", expected=f"an .npz file with {', '.join(keys)}") from None
-    if int(arrays["version"]) != version:
-        raise CcgError(f"{path} has version {int(arrays['version'])}", expected=f"version {version}")
+    if int(arrays[version_key]) != version:
+        raise CcgError(f"{path} has {version_key} {int(arrays[version_key])}", expected=f"{version_key} {version}")
     return arrays
+
+
+def npz_keys(path: Path) -> frozenset[str]:
+    """Names of the arrays in an .npz file, which tell one kind of file from another.
+
+    Raises:
+        CcgError: if the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return frozenset(data.files)
+    except (*_UNREADABLE, TypeError) as error:  # a lone .npy array is no context
+        reason = " ".join(str(error).split())
+        raise CcgError(f"cannot read {path}: {reason}", expected="an .npz file") from None
 
 
 def write_plumed_grid(surface: FreeEnergySurface, path: Path, field: str = "file.free") -> None:
