@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from MDAnalysis.lib.distances import calc_dihedrals
 from molecules import ALANINE_BEADS, ALANINE_TORSIONS, Molecule, alanine_dipeptide, butane, cyclohexane
 from torch import Tensor
+from tripeptide import BEADS as TRIPEPTIDE_BEADS
+from tripeptide import OMEGA, TORSIONS, alanine_tripeptide
 
 from ccg_gmx.errors import TopologyError
 from ccg_gmx.molecule import nerf
@@ -29,6 +31,10 @@ SYSTEMS = {
     "ring": InternalCoordinates(cyclohexane().tree([2, 3, 4, 5]), [(2, 3, 4, 5)]),
     "one torsion in b": InternalCoordinates(alanine_dipeptide().tree(ALANINE_BEADS), {"psi": (16, 14, 8, 6)}),
     "six beads": InternalCoordinates(alanine_dipeptide().tree([0, *ALANINE_BEADS]), ALANINE_TORSIONS),
+    "tripeptide": InternalCoordinates(alanine_tripeptide().tree(TRIPEPTIDE_BEADS), TORSIONS),
+    "psi1 and psi2 of three": InternalCoordinates(
+        alanine_tripeptide().tree(TRIPEPTIDE_BEADS), {"psi2": TORSIONS["psi2"], "psi1": TORSIONS["psi1"]}
+    ),
     "beads only": InternalCoordinates(
         Molecule(["C"] * 4, butane().positions[:4], butane().bonds[:3]).tree([0, 1, 2, 3]), [(0, 1, 2, 3)]
     ),
@@ -62,6 +68,11 @@ def reference(coordinates: InternalCoordinates) -> Tensor:
     return torch.as_tensor(coordinates.tree.reference)[None]
 
 
+def distances(r: Tensor) -> Tensor:
+    """All distances ``[B, N, N]`` from differences; above 25 points cdist's own way loses half the digits."""
+    return torch.cdist(r, r, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def circular(a: Tensor, b: Tensor) -> Tensor:
     return nerf.wrap(a - b, 0.0).abs()
 
@@ -71,7 +82,14 @@ def circular(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("alanine", (2, 7, 51)), ("butane", (1, 5, 30)), ("one torsion in b", (1, 8, 51)), ("beads only", (1, 5, 0))],
+    [
+        ("alanine", (2, 7, 51)),
+        ("butane", (1, 5, 30)),
+        ("one torsion in b", (1, 8, 51)),
+        ("beads only", (1, 5, 0)),
+        ("tripeptide", (4, 14, 72)),
+        ("psi1 and psi2 of three", (2, 16, 72)),
+    ],
 )
 def test_counts(name, counts):
     coordinates = SYSTEMS[name]
@@ -90,6 +108,50 @@ def test_names_and_kinds():
     assert (supports.count("rotor"), supports.count("window"), supports.count("circle")) == (3, 14, 0)
     assert [c.support for c in SYSTEMS["one torsion in b"].b][-1] == "circle"
     assert [c.support for c in SYSTEMS["six beads"].b][-1] == "window"  # omega keeps its trans state
+
+
+def test_the_inner_peptide_bond_of_a_tripeptide_is_a_bead_coordinate_with_a_window():
+    """Four coarse torsions leave omega between psi1 and phi2 in b: the last entry, trans as the outer omegas are."""
+    coordinates, four = SYSTEMS["tripeptide"], "-".join(alanine_tripeptide().names[a] + str(a + 1) for a in OMEGA)
+    assert coordinates.s_names == ("phi1", "psi1", "phi2", "psi2")
+    assert [c.kind for c in coordinates.b] == ["bond"] * 7 + ["angle"] * 6 + ["torsion"]
+    omega = coordinates.b[-1]
+    assert (omega.name, omega.support) == (f"torsion {four}", "window")
+    assert (omega.centre, omega.width) == (math.pi, math.pi)
+    assert (
+        len([c for c in coordinates.y if c.support == "window" and c.name.startswith("torsion")]) == 2
+    )  # outer omegas
+    assert sum("trans" in sentence for sentence in coordinates.describe_supports()) == 3
+    r = reference(coordinates)
+    _, b, _ = coordinates.split(r)
+    expected = nerf.dihedral(*(r.permute(2, 1, 0)[:, [a]] for a in OMEGA))[0]
+    assert circular(b[:, -1], expected).max() < 1e-12
+    cis = b.clone()
+    cis[:, -1] = 0.1
+    assert coordinates.in_support_beads(b).all()
+    assert not coordinates.in_support_beads(cis).any()
+
+
+def test_torsions_left_in_b_stand_in_chain_order_whatever_the_order_of_s():
+    coordinates = SYSTEMS["psi1 and psi2 of three"]
+    assert coordinates.s_names == ("psi2", "psi1")
+    left = [c for c in coordinates.b if c.kind == "torsion"]
+    assert [c.name.split()[1].split("-")[0] for c in left] == ["C5", "CA9", "C15"]  # phi1, omega, phi2
+    assert [c.support for c in left] == ["circle", "window", "circle"]
+    x = coordinates.beads(*draw(coordinates, 9, 16)[:2]).permute(2, 1, 0)
+    s, b = coordinates.split_beads(x.permute(2, 1, 0))
+    torsions = nerf.dihedral(x[:, :-3], x[:, 1:-2], x[:, 2:-1], x[:, 3:])
+    assert circular(s, torsions[[4, 1]].T).max() < 1e-12
+    assert circular(b[:, -3:], torsions[[0, 2, 3]].T).max() < 1e-12
+
+
+def test_both_residues_of_a_tripeptide_keep_their_handedness():
+    coordinates = SYSTEMS["tripeptide"]
+    r = reference(coordinates)
+    offsets = [c.centre for c in coordinates.y if c.name.startswith("offset of CB")]
+    alike = [c.centre for c in alanine().y if c.name.startswith("offset of CB")]
+    assert offsets == alike * 2  # L, as the dipeptide
+    assert coordinates.chirality_errors(r * torch.tensor([1.0, 1.0, -1.0], dtype=r.dtype)) == 2
 
 
 def test_values_agree_with_an_independent_implementation():
@@ -139,9 +201,8 @@ def test_cartesian_round_trip(seed, name, noise):
     placed = coordinates.place(beads, y)
     assert (placed - r).abs().max() < 1e-11
     assert torch.equal(placed[:, list(coordinates.tree.beads)], beads)
-    distances = torch.cdist(r, r)
     joined = coordinates.join(s, b, y)
-    assert (torch.cdist(joined, joined) - distances).abs().max() < 1e-7  # cdist itself is no better
+    assert (distances(joined) - distances(r)).abs().max() < 1e-10
     assert (coordinates._signed_volumes(joined).sign() == coordinates._signed_volumes(r).sign()).all()
 
 
