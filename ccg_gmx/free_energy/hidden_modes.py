@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.diagnostics import forward_ess_fraction
+from ccg_gmx.free_energy.run_agreement import forward_ess_fraction
 from ccg_gmx.free_energy.weights import ConditionalDensity, forward_log_weights
 from ccg_gmx.records import CoarseSplit, FloatArray, IntArray
 from ccg_gmx.settings import Settings
