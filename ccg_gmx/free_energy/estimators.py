@@ -219,7 +219,7 @@ def jackknife_error(share: FloatArray, scores: FloatArray) -> FloatArray:
         squares = (scores / rest[..., None]) ** 2
     total = squares.sum(axis=-2)
     error = np.sqrt((K - 1) / K * total) * _student_widening(squares, total)
-    return np.where((rest > 0).all(axis=-1)[..., None], error, np.inf)
+    return np.where((rest > 0).all(axis=-1, keepdims=True), error, np.inf)
 
 
 def _student_widening(squares: FloatArray, total: FloatArray) -> FloatArray:
