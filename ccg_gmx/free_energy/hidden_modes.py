@@ -193,6 +193,17 @@ def find_hidden_modes(
     return modes, largest
 
 
+def counted_walkers(series: WalkerSeries, column: int, relevant_kT: float) -> BoolArray:
+    """``[B]`` whether each walker is in a state, as one coordinate tells them apart, that is low enough to matter."""
+    low, high = walker_ranges(series.values[..., [column]], series.periods[[column]])
+    counted = np.ones(len(series.point), dtype=np.bool_)
+    for point in np.unique(series.point):
+        mine = series.point == point
+        label = separate_states(low[mine, 0], high[mine, 0], float(series.periods[column]))
+        counted[mine] = np.isin(label, _relevant(label, series.energy[mine].mean(axis=1), relevant_kT))
+    return counted
+
+
 def _compare(
     series: WalkerSeries,
     mine: BoolArray,

@@ -10,12 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ccg_gmx.cycle.stages.hidden_modes import HiddenModeReport
-from ccg_gmx.free_energy.hidden_modes import CENTRAL, WalkerSeries, circular_deviation, split_r_hat, unwrapped
+from ccg_gmx.free_energy.hidden_modes import (
+    CENTRAL,
+    BoolArray,
+    WalkerSeries,
+    circular_deviation,
+    counted_walkers,
+    split_r_hat,
+    unwrapped,
+)
 from ccg_gmx.records import FloatArray
 from ccg_gmx.report.style import COARSE, OURS, axes_at, new_figure, plot_style
 from ccg_gmx.units import DEGREES_PER_RADIAN
 
 PANEL_HEIGHT = 2.4
+FAINT = "#a8a8a8"
 WIDTH = 6.6
 
 
@@ -45,16 +54,18 @@ def hidden_modes_figure(report: HiddenModeReport, series: WalkerSeries) -> Figur
     name = worst_coordinate(report, series)
     column = series.names.index(name)
     with plot_style():
-        figure = new_figure(WIDTH, PANEL_HEIGHT + 1.15)
-        axes = axes_at(figure, 0.75, 0.85, WIDTH - 0.9, PANEL_HEIGHT)
-        _strips(axes, series, column)
+        below = 0.45 + 0.15 * len(report.torsions)
+        figure = new_figure(WIDTH, PANEL_HEIGHT + below + 0.55)
+        axes = axes_at(figure, 0.62, below, WIDTH - 0.75, PANEL_HEIGHT)
+        _strips(axes, series, column, counted_walkers(series, column, report.relevant_kT))
         _points_axis(axes, report)
         found = {mode.point for mode in report.modes}
         for point in found:
             axes.axvspan(point - 0.5, point + 0.5, color=COARSE, alpha=0.10, linewidth=0)
         verdict = f"walkers stay apart at {len(found)} of {len(report.walkers)} points" if found else "walkers agree"
-        axes.set_title(f"{name}: {verdict}", loc="left")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, handletextpad=0.3, borderaxespad=0.1)
+        axes.set_title(f"{name}: {verdict}", loc="left", pad=20)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, handletextpad=0.2, columnspacing=1.2,
+                    borderaxespad=0.1)  # fmt: skip
         return figure
 
 
@@ -64,16 +75,20 @@ def save_plot(report: HiddenModeReport, series: WalkerSeries, path: Path) -> Non
         hidden_modes_figure(report, series).savefig(path, dpi=200)
 
 
-def _strips(axes: Axes, series: WalkerSeries, column: int) -> None:
-    """One strip per coarse point, walkers side by side."""
+def _strips(axes: Axes, series: WalkerSeries, column: int, counted: BoolArray) -> None:
+    """One strip per coarse point, walkers side by side; those too high in energy to count in grey."""
     values, period = series.values[..., column], float(series.periods[column])
     deviation, centre = circular_deviation(values[..., None], np.array([period]))
     low, high = np.quantile(deviation[..., 0], CENTRAL, axis=1)
     middle = _in_turn(centre[:, 0] + deviation[..., 0].mean(axis=1), period)
     scale = DEGREES_PER_RADIAN if math.isfinite(period) else 1.0
     x = _places(series)
-    for hot, colour, label in ((True, OURS, "hot seeds"), (False, COARSE, "from fine MD or the start")):
-        mine = series.hot == hot
+    groups = (
+        (series.hot & counted, OURS, "hot seeds"),
+        (~series.hot & counted, COARSE, "from fine MD or the start"),
+        (~counted, FAINT, "energy too high to count"),
+    )
+    for mine, colour, label in groups:
         if not mine.any():
             continue
         ends = np.stack([-low[mine], high[mine]]) * scale
@@ -88,10 +103,13 @@ def _strips(axes: Axes, series: WalkerSeries, column: int) -> None:
 
 
 def _in_turn(values: FloatArray, period: float) -> FloatArray:
-    """Values of a full torsion within [-pi, pi); others as they are."""
-    if not math.isclose(period, 2 * math.pi):
+    """Bring periodic values into one period: [-pi, pi) for a full turn, else the one around their circular mean."""
+    if not math.isfinite(period):
         return values
-    return np.asarray((values + math.pi) % (2 * math.pi) - math.pi)
+    centre = 0.0
+    if not math.isclose(period, 2 * math.pi):
+        centre = float(np.angle(np.exp(2j * np.pi * values / period).mean())) * period / (2 * math.pi)
+    return np.asarray((values - centre + period / 2) % period - period / 2 + centre)
 
 
 def _places(series: WalkerSeries) -> FloatArray:
