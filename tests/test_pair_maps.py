@@ -215,6 +215,20 @@ def test_without_coupling_nothing_is_lost() -> None:
     assert np.sqrt(np.average((potential.grid(N) / potential.kT - surface.f) ** 2, weights=np.exp(-surface.f))) < 0.05
 
 
+def test_marginals_with_errors_of_their_own_are_what_the_maps_follow(coupled: CoarsePotential) -> None:
+    """Other marginals, on another grid: the maps are theirs, and surface_kl is about the surface all the same."""
+    surface, samples, maps = four(), samples_of(1.5, 6000, 1), coupled.basis.maps
+    axis = grid_points(48)
+    other = [pair_energy(axis[:, None], axis[None]), pair_energy(axis[None], axis[:, None])]
+    marginals = [shifted(f, g.names, 300.0, np.full_like(f, 0.01)) for f, g in zip(other, maps.grids, strict=True)]
+    potential = fit_coarse_potential(coupled.basis, surface, samples, None, marginals)
+    for k, part in enumerate(marginals):
+        assert forward_kl(part, shifted(potential.map_grid(k, 48) / potential.kT, part.names, 300.0)) < 2e-3
+    assert potential.residual.surface_kl > coupled.residual.surface_kl + 0.1
+    with pytest.raises(SettingsError, match="one per map"):
+        fit_coarse_potential(coupled.basis, surface, samples, None, marginals[::-1])
+
+
 def test_least_squares_on_the_surface_would_be_worse(coupled: CoarsePotential) -> None:
     """The sum of maps nearest to F in the Boltzmann-weighted least-squares sense has wrong marginals, by 1e-2 nats."""
     surface, w = four(), np.exp(-four().f).reshape(N * N, N * N)
