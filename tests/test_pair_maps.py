@@ -471,13 +471,17 @@ def test_the_folder_has_a_table_for_every_dihedral_and_says_what_is_there(
     assert "B4 B5 B6 B7 B8 1 24 24" in top
     assert "1 2 3 4 5 1\n4 5 6 7 8 1\n" in top
     assert "3 4 5 6 8 0 1.0" in top
-    assert "a CMAP over (phi1, psi1), a CMAP over (phi2, psi2), a dihedral over torsion omega" in readme
+    assert (
+        "a CMAP over (phi1, psi1), a CMAP over (phi2, psi2) and a term for each bond, each angle and torsion omega."
+        in readme
+    )
     assert "0.12 nats" in readme
     field = written(tmp_path / "one", pair_and_one, THREE)
     top, readme = field.topology.read_text(), (field.folder / "README.md").read_text()
     assert {path.name for path in field.tables if "_d" in path.name} == {f"table_d{i}.xvg" for i in range(3)}
     assert top.count(" 1 24 24") == 1
-    assert "a dihedral over (phi2), a CMAP over (phi1, psi1), a dihedral over torsion omega" in readme
+    assert "a dihedral over (phi2), a CMAP over (phi1, psi1) and a term for" in readme
+    assert "each angle and torsion omega, torsion psi2." in readme
 
 
 def test_maps_that_gromacs_cannot_have_are_refused(tmp_path: Path) -> None:
