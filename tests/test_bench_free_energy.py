@@ -258,7 +258,7 @@ def test_hills_fill_a_well_and_stop_growing():
     hills = Hills(36, kT)
     s = np.zeros((4, 2))
     heights = []
-    for _ in range(400):
+    for _ in range(1000):
         before = hills.bias[18, 18]
         hills.deposit(s, np.full(4, before))
         heights.append(hills.bias[18, 18] - before)
@@ -341,6 +341,16 @@ def test_walkers_go_on_where_they_were(bench: Bench, tmp_path: Path):
     other = MdTask(task("whole", 5).folder, bench.system_folder, bench.torsions, 6, 5, 100, 0.001, 1.0)
     with pytest.raises(StoreError, match="walkers of other settings"):
         run_md(other)
+
+
+@pytest.mark.gmx
+def test_two_benchmarks_keep_out_of_each_others_folder(bench: Bench):
+    import fcntl
+
+    with (bench.out / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="in use by another benchmark"):
+            bench.run(("md",))
 
 
 def test_unknown_systems_and_workflows_without_a_reference_are_refused(tmp_path: Path):

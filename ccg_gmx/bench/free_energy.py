@@ -9,10 +9,12 @@ cores without loss.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +34,7 @@ from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.parallel import run_all
 from ccg_gmx.engine.settings import available_cores
-from ccg_gmx.errors import SettingsError
+from ccg_gmx.errors import SettingsError, StoreError
 from ccg_gmx.free_energy.reference import Reference, load_reference
 from ccg_gmx.free_energy.surface import probability
 from ccg_gmx.molecule.topology import torsion_atoms
@@ -109,7 +111,16 @@ class Bench:
 
         Returns:
             The result, also written to ``out/free_energy.json``; None if some part was left out.
+
+        Raises:
+            StoreError: if another benchmark uses the folder.
+            CcgError: whatever a cycle or a tool raises.
         """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with _alone(self.out):
+            return self._run(parts)
+
+    def _run(self, parts: tuple[str, ...]) -> dict[str, Any] | None:
         load = os.getloadavg()[0]
         seeds = self.run_cycles() if "cycle" in parts else []
         biased = self.run_enhanced() if "enhanced" in parts else []
@@ -280,6 +291,17 @@ class Bench:
             run_all(function, tasks, progress=lambda _label, done, _total: shown.update_to(done), label=label)
         finally:
             shown.close()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep two benchmarks out of one folder; the lock dies with its process."""
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{folder} is in use by another benchmark", remedy="wait for it, or stop it") from None
+        yield
 
 
 def _workflow_of(options: Options) -> tuple[Path, tuple[str, ...]]:
