@@ -5,38 +5,33 @@ Both trainings write their whole state from time to time and go on from it bit f
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from ccg_gmx.errors import CcgError, CheckpointError, TrajectoryError
-from ccg_gmx.flow.checkpoint import read_torch, write_torch
+from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
+from ccg_gmx.flow.losses import Potential, own_draws, reverse_kl, weighted_likelihood
+from ccg_gmx.flow.resample import resample_blocks
+from ccg_gmx.flow.training_state import OptimiserSettings, Progress, TrainingError, TrainingState, data_digest
 from ccg_gmx.records import CoarseSplit, FloatArray, IntArray
-from ccg_gmx.settings import Settings
 
 __all__ = [
     "EnergySettings",
     "FlowSettings",
     "LikelihoodSettings",
+    "OptimiserSettings",
+    "SplitTarget",
     "TrainingError",
     "hold_out_blocks",
     "train_energy",
     "train_likelihood",
 ]
-
-FORMAT = "ccg_gmx.flow_training"
-VERSION = 1
-
-Progress = Callable[[int, int, str], None]
-"""Called as progress(steps done, steps in all, message)."""
 
 Propose = Callable[[int, torch.Generator], Tensor]
 """propose(batch, generator) -> s ``[batch, n_s]`` radians."""
@@ -45,25 +40,20 @@ Target = Callable[[Tensor, Tensor, Tensor], Tensor]
 """target(s, b, y) -> reduced potential u ``[B]``, differentiable in b and y."""
 
 
-class TrainingError(CcgError):
-    """Training met a loss or gradient that is not a number."""
+class SplitTarget(Protocol):
+    """A target that knows energy and volume element apart, as tempering needs; ``ReducedTarget`` for one."""
+
+    def __call__(self, s: Tensor, b: Tensor, y: Tensor, /) -> Tensor:
+        """Return u = beta U - ln|J| ``[B]``."""
+
+    def parts(self, s: Tensor, b: Tensor, y: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return beta U ``[B]`` and ln|J| ``[B]``."""
 
 
-class OptimiserSettings(Settings):
-    """What both trainings share."""
-
-    steps: int = Field(default=400, ge=1, description="Optimiser steps.")
-    batch: int = Field(default=1024, ge=1, description="Samples per step.")
-    learning_rate: float = Field(
-        default=2e-3, gt=0, description="Peak learning rate of AdamW; decays to 0 along a cosine."
-    )
-    warm_up: int = Field(default=100, ge=0, description="Steps of linear rise to the peak learning rate.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
-    max_gradient_norm: float = Field(default=20.0, gt=0, description="Gradients of larger norm are scaled down to it.")
-    single_precision: bool = Field(
-        default=True, description="Train in float32, twice as fast; densities and weights are always float64."
-    )
-    checkpoint_every: int = Field(default=50, ge=1, description="Steps between training-state files.")
+BOOTSTRAP = (
+    "Blocks per fine run of a block bootstrap of the frames, the same one in both trainings of a flow, another one in "
+    "every flow (by the flow's seed): members that saw different data disagree by the error of the data. 0: off."
+)
 
 
 class LikelihoodSettings(OptimiserSettings):
@@ -76,10 +66,17 @@ class LikelihoodSettings(OptimiserSettings):
         default=0.1, ge=0, lt=1, description="Part of each fine run, one contiguous block, kept out of training."
     )
     held_out_every: int = Field(default=20, ge=1, description="Steps between evaluations of the held-out frames.")
+    bootstrap_blocks: int = Field(default=0, ge=0, description=BOOTSTRAP)
 
 
 class EnergySettings(OptimiserSettings):
-    """Training on the energies of own draws (reverse KL), mixed with likelihood while data exist."""
+    """Training on the energies of own draws, mixed with likelihood on fine frames while there are any.
+
+    Loss = forward_fraction * forward + (1 - forward_fraction) * own, where own = (1 - own_weighted_fraction) * reverse
+    + own_weighted_fraction * weighted. forward: -ln q of fine frames. reverse: E_q[u + ln q], which lets go of a mode
+    sooner than it puts density where the target has none. weighted: -ln q of own draws weighted by exp(-u - ln q),
+    which keeps the modes that q visits.
+    """
 
     learning_rate: float = Field(
         default=1e-3, gt=0, description="Peak learning rate of AdamW; decays to 0 along a cosine."
@@ -96,6 +93,32 @@ class EnergySettings(OptimiserSettings):
         gt=0,
         description="Reduced potential this far above the batch median enters the loss logarithmically.",
     )
+    temper_from: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Factor of beta at the first step: above 300 K, modes that q would drop are wide. 1: off.",
+    )
+    temper_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="Part of the steps over which the factor rises to 1, in equal ratios."
+    )
+    own_weighted_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="Part of weighted likelihood in the loss on own draws; costs no energies."
+    )
+    group: int = Field(default=8, ge=2, description="Draws per coarse point whose weights are normalised together.")
+    weight_ess_floor: float = Field(
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="Weights of a group get the largest power <= 1 that keeps their Kish fraction above this.",
+    )
+    bootstrap_blocks: int = Field(default=0, ge=0, description=BOOTSTRAP)
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> EnergySettings:
+        if self.own_weighted_fraction > 0 and self.batch % self.group:
+            raise ValueError(f"batch {self.batch} is not a multiple of group {self.group}")
+        return self
 
 
 def train_likelihood(
@@ -129,12 +152,14 @@ def train_likelihood(
         CheckpointError: the training state belongs to another training.
     """
     s, b, y = _tensors(split, flow)
-    train, held_out = (torch.as_tensor(rows) for rows in hold_out_blocks(split.run, settings.held_out_fraction, seed))
+    held_out = torch.as_tensor(hold_out_blocks(split.run, settings.held_out_fraction, seed)[1])
+    taken = _resampled(split.run, settings.bootstrap_blocks, flow)
+    train = taken[~torch.isin(taken, held_out)]
     flow.beads.check_support(b.T)
     flow.rest.check_support(y.T)
     if not flow.fitted:
         flow.fit_scales(b[train], y[train])
-    state = _State(flow, settings, seed, "likelihood", _digest(split), checkpoint, ("train", "held_out"))
+    state = TrainingState(flow, settings, seed, "likelihood", data_digest(split), checkpoint, ("train", "held_out"))
 
     def evaluate() -> None:
         if len(held_out):
@@ -157,7 +182,7 @@ def train_likelihood(
 
 def train_energy(
     flow: LadderFlow,
-    target: Target,
+    target: Potential,
     propose: Propose,
     split: CoarseSplit | None,
     settings: EnergySettings,
@@ -168,13 +193,14 @@ def train_energy(
 ) -> dict[str, FloatArray]:
     """Train q(b, y | s) by the energies of its own draws, and by likelihood on fine frames when there are any.
 
-    The reverse KL is E_q[u + ln q] with the path-derivative gradient (arXiv 1703.09194): ln q is evaluated with
-    parameters held constant, so its gradient vanishes, noise included, where q is exact. Clashes are compressed
-    logarithmically in the loss, never in a weight.
+    The losses on own draws vanish in gradient, noise included, where q is exact (``losses.py``). At first the energy
+    can be that of a raised temperature, with the volume element unchanged; the factor of beta depends on the step
+    alone. Clashes are compressed logarithmically in the loss, never in a weight.
 
     Args:
         flow: trained in place.
-        target: reduced potential of ``(s [B, n_s], b [B, n_b], y [B, n_y])``, ``[B]``.
+        target: reduced potential of ``(s [B, n_s], b [B, n_b], y [B, n_y])``, ``[B]``, differentiable in b and y; a
+            ``SplitTarget`` when the settings temper.
         propose: ``(batch, generator)`` to coarse points ``[batch, n_s]``, radians.
         split: fine frames for the forward part, or None.
         settings: see there.
@@ -183,11 +209,12 @@ def train_energy(
         progress: called after every step.
 
     Returns:
-        ``[steps]`` each: ``reverse``, mean of the compressed u + ln q; ``forward``, mean -ln q of the fine frames
-        (absent without them); ``clash``, the part of the draws whose u was compressed.
+        ``[steps]`` each: ``reverse``, mean of the compressed u + ln q (u tempered while it is); ``forward``, mean -ln q
+        of the fine frames (absent without them); ``clash``, the part of the draws whose u was compressed; ``weighted``
+        and ``weight_power``, weighted mean of -ln q and mean power of the weights (absent without that part).
 
     Raises:
-        TrainingError: a loss or gradient is not finite.
+        TrainingError: a loss or gradient is not finite, or the target cannot be tempered.
         TrajectoryError: a fine value lies outside its coordinate's support.
         CheckpointError: the training state belongs to another training.
     """
@@ -195,42 +222,67 @@ def train_energy(
         raise TrainingError(
             "forward_fraction is 0 although there are fine frames", remedy="set forward_fraction above 0, 0.2 for one"
         )
+    if settings.temper_from < 1 and not hasattr(target, "parts"):
+        raise TrainingError(
+            "the target gives no energy apart from its volume element",
+            expected="a method parts(s, b, y) -> (beta U, ln|J|)",
+            remedy="set temper_from to 1, or use a ReducedTarget",
+        )
     data = _tensors(split, flow) if split is not None else None
-    if data is not None:
+    if data is not None and split is not None:
+        taken = _resampled(split.run, settings.bootstrap_blocks, flow)
         flow.beads.check_support(data[1].T)
         flow.rest.check_support(data[2].T)
         if not flow.fitted:
-            flow.fit_scales(data[1], data[2])
-    names = ("reverse", "clash") + (("forward",) if data is not None else ())
-    state = _State(flow, settings, seed, "energy", _digest(split), checkpoint, names)
+            flow.fit_scales(data[1][taken], data[2][taken])
+    names = ("reverse", "clash") + (("weighted", "weight_power") if settings.own_weighted_fraction else ())
+    names += ("forward",) if data is not None else ()
+    state = TrainingState(flow, settings, seed, "energy", data_digest(split), checkpoint, names)
     while state.step < settings.steps:
-        reverse, clash = _reverse_loss(flow, target, propose, settings, state.generator)
-        if data is None:
-            state.descend(reverse, reverse=reverse, clash=clash)
-        else:
-            rows = torch.randint(len(data[0]), (settings.forward_batch,), generator=state.generator)
+        potential = _tempered(target, _temper(state.step, settings))
+        loss, losses = _own_losses(flow, potential, propose, settings, state.generator)
+        if data is not None:
+            rows = taken[torch.randint(len(taken), (settings.forward_batch,), generator=state.generator)]
             forward = -flow.log_prob(data[1][rows], data[2][rows], data[0][rows]).mean()
-            loss = (1.0 - settings.forward_fraction) * reverse + settings.forward_fraction * forward
-            state.descend(loss, reverse=reverse, clash=clash, forward=forward)
+            loss = (1.0 - settings.forward_fraction) * loss + settings.forward_fraction * forward
+            losses["forward"] = forward
+        state.descend(loss, **losses)
         state.finish_step(progress)
     return state.result()
 
 
-def _reverse_loss(
-    flow: LadderFlow, target: Target, propose: Propose, settings: EnergySettings, generator: torch.Generator
-) -> tuple[Tensor, float]:
-    """Return a loss with the path-derivative gradient of the reverse KL, and the part of clashing draws."""
-    s = propose(settings.batch, generator).to(flow.dtype)
-    b, y, _ = flow.push(s, *flow.base_noise(len(s), generator))
-    constants = {name: value.detach() for name, value in flow.named_parameters()}
-    log_q = torch.func.functional_call(flow, constants, (b, y, s))
-    u = target(s, b, y)
-    limit = u.detach().nanmedian() + settings.clash_margin
-    over = u > limit
-    # Both branches of a where take part in the gradient: keep the logarithm's argument at 1 where it is not used.
-    excess = torch.where(over, u - limit, 0.0)
-    u = torch.where(over, limit + torch.log1p(excess), u)
-    return (u + log_q).mean(), float(over.to(flow.dtype).mean())
+def _temper(step: int, settings: EnergySettings) -> float:
+    """Factor of beta at this step: rises from ``temper_from`` to 1, evenly in its logarithm."""
+    rise = settings.temper_fraction * settings.steps
+    return settings.temper_from ** max(0.0, 1.0 - step / rise) if rise > 0 else 1.0
+
+
+def _tempered(target: Potential, factor: float) -> Potential:
+    """Return factor * beta U - ln|J|: the density at a raised temperature, whose volume element is the same."""
+    if factor == 1.0:
+        return target
+
+    def potential(s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        energy, log_jacobian = cast(SplitTarget, target).parts(s, b, y)
+        return factor * energy - log_jacobian
+
+    return potential
+
+
+def _own_losses(
+    flow: LadderFlow, potential: Potential, propose: Propose, settings: EnergySettings, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Return the loss on own draws and its parts: reverse KL, and weighted likelihood when asked for."""
+    part = settings.own_weighted_fraction
+    group = settings.group if part > 0 else 1
+    s = propose(settings.batch // group, generator).to(flow.dtype).repeat_interleave(group, 0)
+    draws = own_draws(flow, potential, s, generator, settings.clash_margin)
+    reverse = reverse_kl(draws)
+    losses: dict[str, Tensor | float] = {"reverse": reverse, "clash": draws.clash}
+    if part == 0:
+        return reverse, losses
+    weighted, power = weighted_likelihood(draws, group, settings.weight_ess_floor)
+    return (1.0 - part) * reverse + part * weighted, {**losses, "weighted": weighted, "weight_power": power}
 
 
 def hold_out_blocks(run: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -263,131 +315,15 @@ def _tensors(split: CoarseSplit, flow: LadderFlow) -> tuple[Tensor, Tensor, Tens
     return s, b, y
 
 
+def _resampled(run: IntArray, blocks_per_run: int, flow: LadderFlow) -> Tensor:
+    """Return the frames of the flow's bootstrap, all of them in order when there is none."""
+    if blocks_per_run == 0:
+        return torch.arange(len(run))
+    rng = np.random.default_rng([flow.settings.seed, blocks_per_run])
+    return torch.as_tensor(resample_blocks(run, blocks_per_run, rng))
+
+
 @torch.no_grad()
 def _mean_loss(flow: LadderFlow, b: Tensor, y: Tensor, s: Tensor, batch: int) -> float:
     parts = [flow.log_prob(*part).sum() for part in zip(b.split(batch), y.split(batch), s.split(batch), strict=True)]
     return -float(torch.stack(parts).sum()) / len(s)
-
-
-def _digest(split: CoarseSplit | None) -> str:
-    """Return a hash of the frames, so that a training state is never continued with others."""
-    digest = hashlib.sha256()
-    if split is not None:
-        for array in (split.s, split.b, split.y, split.run):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-class _State:
-    """Everything a training carries from step to step: optimiser, generator, losses, best parameters, its file."""
-
-    def __init__(
-        self,
-        flow: LadderFlow,
-        settings: OptimiserSettings,
-        seed: int,
-        kind: str,
-        data: str,
-        path: Path | None,
-        losses: tuple[str, ...],
-    ) -> None:
-        self.flow, self.settings, self.path = flow, settings, path
-        self.contract = {"kind": kind, "seed": seed, "settings": settings.model_dump_json(), "data": data}
-        self.step = 0
-        self.losses: dict[str, list[float]] = {name: [] for name in losses}
-        self.best_loss = math.inf
-        self.best: dict[str, Tensor] = {}
-        self.generator = torch.Generator().manual_seed(seed)
-        self.optimiser = torch.optim.AdamW(
-            flow.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
-        )
-        if path is not None and path.exists():
-            self._read(path)
-
-    def _learning_rate(self) -> float:
-        """Linear rise, then a cosine to zero: a function of the step alone, so there is no scheduler to save."""
-        rise = min(1.0, (self.step + 1) / (self.settings.warm_up + 1))
-        return self.settings.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * self.step / self.settings.steps))
-
-    def descend(self, loss: Tensor, **losses: Tensor | float) -> None:
-        """Make one optimiser step and note the losses."""
-        self._require_finite(float(loss.detach()), "loss")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.max_gradient_norm)
-        self._require_finite(float(norm), "gradient")
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
-        self.optimiser.step()
-        for name, value in losses.items():
-            self.losses[name].append(float(value.detach() if isinstance(value, Tensor) else value))
-        self.step += 1
-
-    def _require_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is {value} at training step {self.step}",
-                expected="a finite number",
-                remedy="lower learning_rate or max_gradient_norm, and check the energies of the training frames",
-            )
-
-    def keep_if_best(self, loss: float) -> None:
-        """Remember the parameters when the loss is the lowest so far."""
-        if loss < self.best_loss:
-            self.best_loss = loss
-            self.best = {name: value.detach().clone() for name, value in self.flow.state_dict().items()}
-
-    def restore_best(self) -> None:
-        """Put the best parameters back, if any were kept."""
-        if self.best:
-            self.flow.load_state_dict(self.best)
-
-    def finish_step(self, progress: Progress | None) -> None:
-        """Write the state when it is time, and report."""
-        if self.path is not None and (
-            self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps
-        ):
-            self._write(self.path)
-        if progress is not None:
-            message = ", ".join(f"{name} {values[-1]:.3f}" for name, values in self.losses.items() if values)
-            progress(self.step, self.settings.steps, message)
-
-    def result(self) -> dict[str, FloatArray]:
-        """Return the loss curves."""
-        return {name: np.asarray(values, dtype=np.float64) for name, values in self.losses.items()}
-
-    def _write(self, path: Path) -> None:
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "contract": self.contract,
-            "step": self.step,
-            "flow": self.flow.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "losses": self.losses,
-            "best_loss": self.best_loss,
-            "best": self.best,
-        }
-        write_torch(content, path)
-
-    def _read(self, path: Path) -> None:
-        content: dict[str, Any] = read_torch(path, FORMAT, VERSION)
-        theirs = content["contract"]
-        for key, value in self.contract.items():
-            if theirs[key] != value:
-                raise CheckpointError(
-                    f"{path} is the state of a training with another {key} ({theirs[key]})",
-                    expected=str(value),
-                    remedy="delete it to train afresh, or go back to what it was trained with",
-                )
-        try:
-            self.flow.load_state_dict(content["flow"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{path} is the training state of a flow of another shape", remedy="delete it to train afresh"
-            ) from error
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.generator.set_state(content["generator"])
-        self.step, self.losses = content["step"], content["losses"]
-        self.best_loss, self.best = content["best_loss"], content["best"]

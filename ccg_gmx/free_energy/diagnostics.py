@@ -1,12 +1,14 @@
 """How far weights can be trusted: reverse diagnostics (draws of q), forward ones (fine frames of p), and a verdict.
 
 Reverse diagnostics are blind to a mode that q never visits; the forward effective sample size and the sandwich are
-not optional.
+not optional. Both are blind to what neither fine MD nor the flow has visited: coverage of the surface by fine frames
+and the test for hidden slow modes look there.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +16,12 @@ from pydantic import Field
 from scipy.special import logsumexp
 
 from ccg_gmx.errors import CcgError
+from ccg_gmx.free_energy.coverage import Coverage, coverage
 from ccg_gmx.free_energy.estimators import log_mean_weight, sandwich
 from ccg_gmx.free_energy.pareto import PARETO_MINIMUM_DRAWS, pareto_k
-from ccg_gmx.records import FloatArray
+from ccg_gmx.free_energy.run_agreement import RunAgreement, compare_runs, forward_ess_fraction
+from ccg_gmx.free_energy.torsion_grid import Basin
+from ccg_gmx.records import FloatArray, FreeEnergySurface, IntArray
 from ccg_gmx.settings import Settings
 
 
@@ -40,6 +45,53 @@ class DiagnosticSettings(Settings):
     pareto_k_bad_fraction: float = Field(default=0.1, ge=0, le=1, description="largest fraction of bad points")
     sandwich_gap_kT: float = Field(default=2.0, gt=0, description="widest gap between lower and upper bound")
     doubling_drift_kT: float = Field(default=0.1, gt=0, description="largest mean move of f when K doubles")
+    seen_radius_degrees: float = Field(
+        default=20.0, gt=0, le=90, description="a coarse point this near to a fine frame counts as seen by fine MD"
+    )
+    unseen_probability: float = Field(
+        default=0.01, ge=0, le=1, description="largest part of the probability that fine MD has never seen"
+    )
+    unseen_basin_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="largest unseen part of any named basin, however rare the basin is"
+    )
+    basin_frames: int = Field(default=20, ge=0, description="least number of held-out fine frames in a named basin")
+    run_disagreement_kT: float = Field(
+        default=1.0, gt=0, description="largest certain distance of one fine run's mean log-weight from the others'"
+    )
+
+
+@dataclass(frozen=True)
+class FineEvidence:
+    """What fine MD has to say beyond the log-weights of its held-out frames.
+
+    Attributes:
+        s: ``[T, n_s]`` radians, coarse variables of all fine frames, training frames too.
+        held_out_s: ``[T_h, n_s]`` radians, those of the held-out frames.
+        held_out_run: ``[T_h]`` fine run of each held-out frame; the frames of a run in the order of time.
+        surface: the surface to be judged.
+        basins: named states of it.
+    """
+
+    s: FloatArray
+    held_out_s: FloatArray
+    held_out_run: IntArray
+    surface: FreeEnergySurface
+    basins: Sequence[Basin] = ()
+
+
+@dataclass(frozen=True)
+class HiddenEvidence:
+    """Outcome of the test for hidden slow modes (``ccg check hidden-modes``).
+
+    Attributes:
+        modes: one sentence for each coarse point where walkers stay in separate states.
+        compared: whether there were walkers to compare at every coarse point.
+        hot_forward_ess_fraction: effective fraction of the flows as hot-seeded frames see it; nan when not computed.
+    """
+
+    modes: tuple[str, ...]
+    compared: bool
+    hot_forward_ess_fraction: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -61,6 +113,10 @@ class Diagnostics:
         points_total: coarse points given.
         frames: held-out fine frames.
         settings: the thresholds.
+        coverage: what of the surface fine MD has never seen; None when not asked for, as all that follow.
+        runs: how far single fine runs are from the others.
+        basin_frames: held-out frames in each named basin.
+        hidden: outcome of the test for hidden slow modes.
     """
 
     kish_fraction_median: float
@@ -76,6 +132,10 @@ class Diagnostics:
     points_total: int
     frames: int
     settings: DiagnosticSettings
+    coverage: Coverage | None = None
+    runs: RunAgreement | None = None
+    basin_frames: dict[str, int] | None = None
+    hidden: HiddenEvidence | None = None
 
     def verdict(self) -> tuple[bool, list[str]]:
         """Say whether the numbers can be trusted, and why (all reasons when not)."""
@@ -105,29 +165,6 @@ def largest_weight(log_w: FloatArray) -> FloatArray:
         return np.where(np.isneginf(top), 1.0, np.exp(top - logsumexp(log_w, axis=-1)))
 
 
-def forward_ess_fraction(forward_log_w: FloatArray) -> float:
-    """Effective sample fraction of q as fine frames of p see it.
-
-    The Kish fraction tends to ``Z^2 / E_q[w^2]``. Since p = w q / Z, ``E_p[w] = E_q[w^2] / Z`` and
-    ``E_p[1/w] = 1 / Z`` (where q has weight only inside p's support), so the same number is
-    ``1 / (E_p[w] E_p[1/w])``: free of K, of Z, and of draws of q. A mode that q misses has large w at the frames
-    inside it, which the draws never see. It lies in (0, 1] by the Cauchy-Schwarz inequality.
-
-    Over many coarse points w must be normalised per point: give ``ln w + f(s)``. It is then the harmonic mean of the
-    fractions over the frames' s.
-
-    Where q is more than sqrt(2) times wider than p, E_p[1/w] converges slowly and from below, and the fraction is a
-    little too high; the reverse fraction shows that case well.
-
-    Args:
-        forward_log_w: ``[T]`` log-weights at held-out fine frames; ``+inf`` (outside q's support) gives 0.
-    """
-    forward_log_w = np.asarray(forward_log_w)
-    if np.isposinf(forward_log_w).any():
-        return 0.0
-    return float(np.exp(2 * np.log(forward_log_w.size) - logsumexp(forward_log_w) - logsumexp(-forward_log_w)))
-
-
 def doubling_drift(log_w: FloatArray) -> FloatArray:
     """``[M]`` move of f^ when K doubles: f^ of all K draws minus the mean of f^ over their two halves (kT).
 
@@ -147,27 +184,37 @@ def diagnose(
     f_points: FloatArray,
     f_frames: FloatArray,
     settings: DiagnosticSettings | None = None,
+    *,
+    fine: FineEvidence | None = None,
+    hidden: HiddenEvidence | None = None,
 ) -> Diagnostics:
     """Compute every diagnostic of final draws.
 
     Args:
         log_w: ``[M, K]`` log-weights of fresh draws. When K < 100, consecutive points are pooled for Pareto k-hat.
-        forward_log_w: ``[T]`` log-weights at held-out fine frames.
+        forward_log_w: ``[T]`` log-weights at held-out fine frames, or ``[members, T]`` of several flows.
         f_points: ``[M]`` f at the coarse points, kT, with its absolute offset (``SurfaceFit.values``).
         f_frames: ``[T]`` f at the coarse variables of the frames.
         settings: thresholds.
+        fine: where fine MD has been; without it, coverage and the agreement of its runs are left out.
+        hidden: outcome of the test for hidden slow modes; without it, the verdict says nothing of them.
 
     Raises:
         CcgError: if shapes do not fit or there are no frames.
     """
     settings = settings or DiagnosticSettings()
-    if len(f_points) != len(log_w) or len(f_frames) != len(forward_log_w) or len(f_frames) < 2:
+    members = np.atleast_2d(forward_log_w)
+    frames = members.shape[1]
+    if len(f_points) != len(log_w) or len(f_frames) != frames or frames < 2:
         raise CcgError(
-            f"{len(log_w)} points with {len(f_points)} f, {len(forward_log_w)} frames with {len(f_frames)} f",
+            f"{len(log_w)} points with {len(f_points)} f, {frames} frames with {len(f_frames)} f",
             expected="one f for each, and at least 2 held-out frames",
         )
+    if fine is not None and not len(fine.held_out_s) == len(fine.held_out_run) == frames:
+        raise CcgError(f"{len(fine.held_out_s)} held-out s and {len(fine.held_out_run)} runs for {frames} frames")
     judged = f_points <= f_points.min() + settings.f_cap_kT
-    weights, forward = log_w[judged] + f_points[judged, None], forward_log_w + f_frames
+    weights, by_member = log_w[judged] + f_points[judged, None], members + f_frames
+    forward = by_member.ravel()
     fractions = kish_fraction(weights)
     pooled = _pool(weights)
     tails = pareto_k(pooled)
@@ -184,9 +231,22 @@ def diagnose(
         doubling_drift_kT=abs(float(doubling_drift(weights).mean())),
         points=int(judged.sum()),
         points_total=len(log_w),
-        frames=len(forward_log_w),
+        frames=forward.size,
         settings=settings,
+        coverage=None if fine is None else _coverage(fine, settings),
+        runs=None if fine is None else compare_runs(by_member, fine.held_out_run),
+        basin_frames=None if fine is None else _basin_frames(fine),
+        hidden=hidden,
     )
+
+
+def _coverage(fine: FineEvidence, settings: DiagnosticSettings) -> Coverage:
+    return coverage(fine.surface, fine.s, settings.seen_radius_degrees, fine.basins)
+
+
+def _basin_frames(fine: FineEvidence) -> dict[str, int]:
+    """Held-out frames in each named basin."""
+    return {basin.name: int(basin.mask(fine.held_out_s, fine.surface.names).sum()) for basin in fine.basins}
 
 
 def _pool(weights: FloatArray) -> FloatArray:
@@ -232,4 +292,95 @@ def _checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
             f"doubling the draws moves f by {d.doubling_drift_kT:.3f} kT only",
             f"doubling the draws still moves f by {d.doubling_drift_kT:.3f} kT (wanted {s.doubling_drift_kT:g})",
         ),
+        *_coverage_checks(d),
+        *_run_checks(d),
+        *_hidden_checks(d),
+    ]
+
+
+def _coverage_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
+    """Is fine MD where the probability is, and in every state the run is about?"""
+    if d.coverage is None:
+        return []
+    seen, s = d.coverage, d.settings
+    checks = [
+        (
+            seen.unseen_probability <= s.unseen_probability,
+            f"fine MD has been where {1 - seen.unseen_probability:.2%} of the probability lies",
+            seen.words(),
+        )
+    ]
+    if seen.basin is not None:
+        checks.append(
+            (
+                seen.unseen_basin_fraction <= s.unseen_basin_fraction,
+                f"it has been in every named basin (in all but {seen.unseen_basin_fraction:.1%} of {seen.basin})",
+                f"fine MD has never seen {seen.unseen_basin_fraction:.0%} of the basin {seen.basin}: "
+                "start fine runs there",
+            )
+        )
+    if d.basin_frames:
+        name, count = min(d.basin_frames.items(), key=lambda item: item[1])
+        checks.append(
+            (
+                count >= s.basin_frames,
+                f"every named basin has held-out fine frames ({count} in {name}, the least)",
+                f"only {count} held-out fine frames lie in the basin {name} (wanted {s.basin_frames}): "
+                "run longer there",
+            )
+        )
+    return checks
+
+
+def _run_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
+    """Does one fine run see another density than the others?"""
+    if d.runs is None:
+        return []
+    runs, s = d.runs, d.settings
+    return [
+        (
+            runs.disagreement_kT <= s.run_disagreement_kT,
+            f"the fine runs agree about the flow within {runs.disagreement_kT:.2f} kT beyond their errors",
+            f"fine run {runs.furthest_run + 1} of {runs.runs} disagrees with the others about the flow by at least "
+            f"{runs.disagreement_kT:.1f} kT: it is in a state that the flow does not know, or it is broken",
+        ),
+        (
+            runs.least_ess_fraction >= s.forward_ess_fraction,
+            f"every fine run sees an effective fraction of at least {runs.least_ess_fraction:.0%}",
+            f"fine run {runs.least_run + 1} of {runs.runs} alone sees an effective fraction of only "
+            f"{runs.least_ess_fraction:.2g}: the flow misses part of what it visits",
+        ),
+    ]
+
+
+def _hidden_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
+    """Is there a slow motion that the coarse torsions do not show, and does the flow know all of its states?
+
+    Separate states alone are no error: where the flow has every one of them, the weights are exact all the same.
+    """
+    if d.hidden is None:
+        return []
+    hidden, wanted = d.hidden, d.settings.forward_ess_fraction
+    seen = hidden.hot_forward_ess_fraction
+    known = seen >= wanted
+    if not hidden.compared:
+        return [(False, "", "too few walkers of the hidden-mode test stayed in the states of the starting structure")]
+    if hidden.modes:
+        return [
+            (
+                known,
+                f"the flow knows every state of the hidden slow motion ({hidden.modes[0]}): an effective fraction of "
+                f"{seen:.0%}",
+                f"a slow motion is hidden from the coarse torsions: {hidden.modes[0]}; put it among the coarse "
+                "torsions, or start fine runs in all of its states",
+            )
+        ]
+    fraction = "" if np.isnan(seen) else f", and the flow sees them at an effective fraction of {seen:.0%}"
+    return [
+        (
+            known or bool(np.isnan(seen)),
+            f"walkers from hot seeds come to agree{fraction}: no slow motion is hidden from the coarse torsions",
+            f"walkers from hot seeds see an effective fraction of only {seen:.2g}: the flow misses a state that they "
+            "visit",
+        )
     ]

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.errors import CheckpointError, TrajectoryError
+from ccg_gmx.molecule.langevin_kernel import BaoabUpdate, NormalNoise
 from ccg_gmx.records import FloatArray
 from ccg_gmx.units import thermal_energy
 
 EnergyAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Positions ``[B, N, D]`` to energies ``[B]`` in kJ/mol and gradients ``[B, N, D]`` in kJ/mol/nm."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class LangevinState:
         positions: ``[B, N, D]`` nm; D is 3 for molecules.
         velocities: ``[B, N, D]`` nm/ps.
         step: steps done since the start.
-        noise: state of the generator of random numbers.
+        noise: ``[6]`` int64, state of the generator of random numbers.
     """
 
     positions: Tensor
@@ -119,9 +120,9 @@ class Langevin:
         """
         if positions.ndim != 3 or positions.shape[1] != len(self.masses):
             raise ValueError(f"positions must be [B, {len(self.masses)}, D], got {tuple(positions.shape)}")
-        generator = torch.Generator().manual_seed(self.seed)
-        velocities = self._thermal(positions) * _normal(positions, generator)
-        return LangevinState(positions.detach().clone(), velocities, 0, generator.get_state())
+        noise = NormalNoise(self.seed)
+        velocities = self._thermal(positions) * noise.fill(_on_processor(positions)).to(positions.device)
+        return LangevinState(positions.detach().clone(), velocities, 0, noise.state())
 
     def run(
         self,
@@ -147,27 +148,24 @@ class Langevin:
         Raises:
             TrajectoryError: naming the step and the walker where an energy or a force is not finite.
         """
-        generator = torch.Generator()
-        generator.set_state(state.noise)
-        x, v = state.positions.clone(), state.velocities.clone()
-        kick = (-0.5 * self.dt_ps / self.masses).to(x)
-        noise_scale = self._fluctuation * self._thermal(x)
-        energy, gradient = self._checked(x, state.step)
+        x, v = (each.clone(memory_format=torch.contiguous_format) for each in (state.positions, state.velocities))
+        noise, numbers = NormalNoise.from_state(state.noise), _on_processor(x).zero_()
+        spread = self._fluctuation * self._thermal(self.masses)
+        update = BaoabUpdate(x, self.masses, self.dt_ps, self._decay, spread)
+        energy, gradient = self._energy_and_gradient(x)
+        self._check(energy, gradient, state.step, float(energy.sum() + gradient.sum()))
         for done in range(1, steps + 1):
-            v.addcmul_(kick, gradient)
-            x.add_(v, alpha=0.5 * self.dt_ps)
             if self._fluctuation > 0:
-                v.mul_(self._decay).addcmul_(noise_scale, _normal(v, generator))
-            x.add_(v, alpha=0.5 * self.dt_ps)
-            energy, gradient = self._checked(x, state.step + done)
-            v.addcmul_(kick, gradient)
+                noise.fill(numbers)
+            update.advance(x, v, gradient, numbers)
+            energy, gradient = self._energy_and_gradient(x)
+            self._check(energy, gradient, state.step + done, update.finish(v, gradient, energy))
             if every and (state.step + done) % every == 0:
                 if callback is not None:
-                    now = LangevinState(x.clone(), v.clone(), state.step + done, generator.get_state())
-                    callback(now, energy)
+                    callback(LangevinState(x.clone(), v.clone(), state.step + done, noise.state()), energy)
                 if progress is not None:
                     progress(done, steps)
-        return LangevinState(x, v, state.step + steps, generator.get_state())
+        return LangevinState(x, v, state.step + steps, noise.state())
 
     def kinetic_energy(self, velocities: Tensor) -> Tensor:
         """Return ``[B]`` kJ/mol of velocities ``[B, N, D]`` nm/ps."""
@@ -177,14 +175,10 @@ class Langevin:
         """Standard deviation of the velocities ``[N, 1]`` in nm/ps."""
         return (self.kT / self.masses).sqrt().to(like)
 
-    def _checked(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        energy, gradient = self._energy_and_gradient(x)
-        # one sum finds an energy or a force that is not finite, and costs nothing beside the energy
-        if not math.isfinite(float(energy.sum() + gradient.sum())):
-            self._complain(energy, gradient, step)
-        return energy, gradient
-
-    def _complain(self, energy: Tensor, gradient: Tensor, step: int) -> None:
+    def _check(self, energy: Tensor, gradient: Tensor, step: int, total: float) -> None:
+        """Raise if an energy or a force is not finite; ``total`` is a sum that then is not finite either."""
+        if math.isfinite(total):
+            return
         broken = ~(energy.isfinite() & gradient.isfinite().all(-1).all(-1))
         if not broken.any():  # finite numbers whose sum is not
             return
@@ -197,5 +191,5 @@ class Langevin:
         )
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+def _on_processor(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype)

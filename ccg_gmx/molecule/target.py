@@ -38,8 +38,15 @@ class ReducedTarget:
 
     def __call__(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
         """Reduced potential ``[B]`` at s ``[B, n_s]``, b ``[B, n_b]``, y ``[B, n_y]`` (nm, radians)."""
-        reduced_energy = self.reduced_energy(self.coordinates.join(s, b, y))
-        return reduced_energy - self.coordinates.log_jacobian(b, y)
+        energy, log_jacobian = self.parts(s, b, y)
+        return energy - log_jacobian
+
+    def parts(self, s: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """beta U ``[B]``, counted, and ln|dr/dq| ``[B]`` at s ``[B, n_s]``, b ``[B, n_b]``, y ``[B, n_y]``.
+
+        Their difference is u; a raised temperature scales the first alone.
+        """
+        return self.reduced_energy(self.coordinates.join(s, b, y)), self.coordinates.log_jacobian(b, y)
 
     def reduced_energy(self, r: Tensor) -> Tensor:
         """beta U ``[B]`` of frames ``[B, N, 3]`` nm, counted; without the volume element."""

@@ -2,16 +2,18 @@
 
 Notation: ``A(s, b) = -ln int exp(-u(s, b, y)) dy`` is the bead free energy flat in (s, b), in kT. The potential per
 Cartesian volume of the beads is ``U = A + ln J_beads``, and the fit looks for it in the separable form
-``U = G(s) + sum_i U_i(b_i)``. Three kinds of rows:
+``U = sum_m G_m(s_m) + sum_i U_i(b_i)``. Three kinds of rows:
 
-1. *Surface.* Under a separable U the bonds and angles integrate out to a constant, so its marginal over the torsions
-   is ``exp(-G)``: ``G = F + const`` is exact, whatever the U_i are. These rows pin G.
+1. *Surface.* Under a separable U everything but the torsions of one map integrates out to a constant, so its marginal
+   over them is ``exp(-G_m)``: with F_m the marginal of the surface F over the same torsions (F itself when there is one
+   map), ``G_m = F_m + const`` is exact, whatever the other terms are. These rows pin the maps. What a sum of maps
+   cannot have, the correlation between their torsions, is measured in the residual (``surface_kl``).
 2. *Mean forces*, Boltzmann-weighted. With ``p ~ exp(-A)`` the true density, ``E_p[dA/db_i | b_i] = -d ln p(b_i)/db_i``
    and the coarse model has ``-d ln p(b_i)/db_i = dU_i/db_i - d ln J/db_i``. Least squares returns the conditional mean
    of its target, so matching ``dU_i/db_i`` to ``dA/db_i + d ln J/db_i`` over the Boltzmann ensemble makes every
    one-dimensional marginal of the model exact, although the true A is not separable (force matching in the sense of
    doi:10.1063/1.2938860; the separable case is its simplest). Any other sampling of the rows would not: that is
-   why the rows carry the importance weights. The same holds for the torsions, where it agrees with the surface.
+   why the rows carry the importance weights. The same holds for the torsions, where it agrees with the marginals of F.
 3. *Bead free energies* A + ln J. What a separable form cannot describe of them is a systematic error that does not
    average out over rows, and it would pull the marginals off; so their tolerance is that misfit, measured by a first
    pass, and they count little.
@@ -32,6 +34,7 @@ from scipy.special import logsumexp
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.potential.basis import SeparableBasis
 from ccg_gmx.potential.coarse import CoarsePotential, FitResidual
+from ccg_gmx.potential.pairing import divergence, marginal
 from ccg_gmx.records import FloatArray, FreeEnergySurface, WeightedDraws
 from ccg_gmx.settings import Settings
 
@@ -48,8 +51,12 @@ class FitSettings(Settings):
     tolerance_above_cap_kT: float = Field(default=1.0, gt=0, description="error assumed for bins above the cap")
     torsion_force_weight: float = Field(default=0.1, ge=0, le=1, description="share of full weight of torsion forces")
     energy_weight: float = Field(default=0.02, ge=0, le=1, description="share of full weight of bead free energies")
-    torsion_roughness_kT: float = Field(default=5.0, gt=0, description="prior spread of second differences of G")
-    term_roughness_kT: float = Field(default=2.0, gt=0, description="prior spread of third differences of U_i")
+    torsion_roughness_kT: float = Field(
+        default=5.0, gt=0, description="prior spread of second differences of maps and free torsions"
+    )
+    term_roughness_kT: float = Field(
+        default=2.0, gt=0, description="prior spread of third differences of the other U_i"
+    )
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,14 @@ class _Rows:
     variance: FloatArray
 
 
+@dataclass(frozen=True)
+class _MapRows:
+    """Rows of one map, and which of them lie below the cap."""
+
+    rows: _Rows
+    below: np.ndarray
+
+
 def fit_coarse_potential(
     basis: SeparableBasis,
     surface: FreeEnergySurface,
@@ -137,8 +152,8 @@ def fit_coarse_potential(
     pass left beyond the stated errors.
 
     Args:
-        basis: torsion grid and spline terms.
-        surface: F over the torsions, kT, with errors.
+        basis: maps over the torsions and terms of the other bead coordinates.
+        surface: F over all torsions, ``[n] * n_s`` kT, with errors.
         samples: bead configurations with mean forces, Boltzmann weights and, optionally, bead free energies.
         settings: weights and smoothness.
 
@@ -150,16 +165,17 @@ def fit_coarse_potential(
     """
     settings = settings or FitSettings()
     _check(basis, surface, samples)
-    surface_rows, below_cap = _surface_rows(basis, surface, settings)
+    maps = [_surface_rows(basis, k, surface, settings) for k in range(basis.n_maps)]
+    surface_rows = [part.rows for part in maps]
     designs, targets = basis.derivatives(samples.s, samples.b), _force_targets(basis, samples)
     spread = np.sqrt(_weighted_variance(targets, samples.omega))
     prior = basis.roughness(settings.torsion_roughness_kT, settings.term_roughness_kT)
 
-    first, _ = _solve(basis, prior, [surface_rows, *_force_rows(basis, designs, targets, samples, spread, settings)])
+    first, _ = _solve(basis, prior, [*surface_rows, *_force_rows(basis, designs, targets, samples, spread, settings)])
     misfit = _force_misfit(designs, targets, first)
     noise = np.sqrt(samples.omega @ samples.gradient_error**2)
     tolerance = np.sqrt(np.maximum(samples.omega @ misfit**2 - noise**2, (1e-3 * spread) ** 2))
-    rows = [surface_rows, *_force_rows(basis, designs, targets, samples, tolerance, settings)]
+    rows = [*surface_rows, *_force_rows(basis, designs, targets, samples, tolerance, settings)]
     if samples.energy is not None and settings.energy_weight > 0:
         rows.append(_energy_rows(basis, samples, first, settings))
 
@@ -168,11 +184,12 @@ def fit_coarse_potential(
         force_rms=np.sqrt(samples.omega @ _force_misfit(designs, targets, coefficients) ** 2),
         force_noise=noise,
         energy_rms=_energy_rms(basis, samples, coefficients),
-        surface_rms=_surface_rms(surface_rows, coefficients, below_cap),
-        unknown_bins=int(surface.f.size - len(surface_rows.target)),
+        surface_rms=_surface_rms(maps, coefficients),
+        unknown_bins=int(np.sum(~np.isfinite(surface.f))),
     )
     potential = CoarsePotential(basis, coefficients, covariance, surface.temperature_K, residual)
-    return _shifted_to_zero(potential)
+    lost = divergence(surface, potential.grid(len(surface.f)) / potential.kT)
+    return _shifted_to_zero(replace(potential, residual=replace(residual, surface_kl=lost)))
 
 
 def _check(basis: SeparableBasis, surface: FreeEnergySurface, samples: BeadSamples) -> None:
@@ -204,28 +221,36 @@ def _check(basis: SeparableBasis, surface: FreeEnergySurface, samples: BeadSampl
         raise SettingsError(f"a surface over {surface.f.ndim} torsions", expected=f"{basis.n_s}, as in the basis")
 
 
-def _with_offsets(design: sparse.csr_array, surface: float = 0.0, energy: float = 0.0) -> sparse.csr_array:
-    """Append the columns of the two unknown constants, of F and of A."""
-    rows = design.shape[0]
-    constants = np.tile([surface, energy], (rows, 1))
-    return sparse.hstack([design, sparse.csr_array(constants)], format="csr")
+def _with_offsets(
+    basis: SeparableBasis, design: sparse.csr_array, *, surface: int | None = None, energy: bool = False
+) -> sparse.csr_array:
+    """Append the columns of the unknown constants, minus one where a row has it: of each map's F, and last of A."""
+    constants = np.zeros(basis.n_maps + 1)
+    if surface is not None:
+        constants[surface] = -1.0
+    if energy:
+        constants[-1] = -1.0
+    columns = sparse.csr_array(np.tile(constants, (design.shape[0], 1)))
+    return sparse.hstack([design, columns], format="csr")
 
 
-def _surface_rows(basis: SeparableBasis, surface: FreeEnergySurface, settings: FitSettings) -> tuple[_Rows, np.ndarray]:
-    """Rows ``G(grid) - c_F = F`` for every bin with a value, and which of them lie below the cap."""
-    n = surface.f.shape[0]
+def _surface_rows(basis: SeparableBasis, k: int, surface: FreeEnergySurface, settings: FitSettings) -> _MapRows:
+    """Rows ``G_k(grid) - c_k = F_k`` for every bin of map k's marginal that has a value."""
+    columns, block = basis.maps.columns[k], basis.blocks[k]
+    part = marginal(surface, columns)
+    n = part.f.shape[0]
     axis = np.linspace(-math.pi, math.pi, n, endpoint=False)
-    mesh = np.stack(np.meshgrid(*(axis,) * basis.n_s, indexing="ij"), axis=-1).reshape(-1, basis.n_s)
-    known = np.isfinite(surface.f.ravel())  # inf means "nothing known" there: no row, the prior fills in
-    f, error = surface.f.ravel()[known], surface.error.ravel()[known]
+    mesh = np.stack(np.meshgrid(*(axis,) * len(columns), indexing="ij"), axis=-1).reshape(-1, len(columns))
+    known = np.isfinite(part.f.ravel())  # inf means "nothing known" there: no row, the prior fills in
+    f, error = part.f.ravel()[known], part.error.ravel()[known]
     below = f <= settings.surface_cap_kT
     tolerance = np.where(below, settings.surface_tolerance_kT, settings.tolerance_above_cap_kT)
     error = np.where(np.isnan(error), settings.tolerance_above_cap_kT, error)
     variance = error**2 + tolerance**2
-    grid = basis.torsions.design(mesh[known])
-    rest = sparse.csr_array((len(f), basis.size - basis.torsions.size))
-    design = _with_offsets(sparse.hstack([grid, rest], format="csr"), surface=-1.0)
-    return _Rows(design, f, 1.0 / variance, variance), below
+    grid = basis.maps.grids[k].design(mesh[known])
+    before, after = (sparse.csr_array((len(f), size)) for size in (block.start, basis.size - block.stop))
+    design = sparse.hstack([before, grid, after], format="csr")
+    return _MapRows(_Rows(_with_offsets(basis, design, surface=k), f, 1.0 / variance, variance), below)
 
 
 def _force_targets(basis: SeparableBasis, samples: BeadSamples) -> FloatArray:
@@ -255,7 +280,7 @@ def _force_rows(
     for i, design in enumerate(designs):
         variance = samples.gradient_error[:, i] ** 2 + tolerance[i] ** 2
         share = settings.torsion_force_weight if i < basis.n_s else 1.0
-        rows.append(_Rows(_with_offsets(design), targets[:, i], share * boltzmann / variance, variance))
+        rows.append(_Rows(_with_offsets(basis, design), targets[:, i], share * boltzmann / variance, variance))
     return rows
 
 
@@ -277,7 +302,8 @@ def _energy_rows(basis: SeparableBasis, samples: BeadSamples, first_pass: FloatA
     variance = samples.energy_error**2 + tolerance2
     weight = settings.energy_weight * omega / np.sum(omega**2) / variance
     target = samples.energy + basis.log_jacobian(samples.b)
-    return _Rows(_with_offsets(basis.values(samples.s, samples.b), energy=-1.0), target, weight, variance)
+    design = _with_offsets(basis, basis.values(samples.s, samples.b), energy=True)
+    return _Rows(design, target, weight, variance)
 
 
 def _solve(basis: SeparableBasis, prior: sparse.csr_array, rows: Iterable[_Rows]) -> tuple[FloatArray, FloatArray]:
@@ -287,7 +313,7 @@ def _solve(basis: SeparableBasis, prior: sparse.csr_array, rows: Iterable[_Rows]
     long as rows scatter independently with the stated variances (neighbouring bins of one surface do so only roughly).
     """
     rows = list(rows)
-    size = basis.size + 2
+    size = basis.size + basis.n_maps + 1
     normal, middle, right = np.zeros((size, size)), np.zeros((size, size)), np.zeros(size)
     normal[: basis.size, : basis.size] = prior.toarray()
     for block in basis.blocks:  # constants can move between blocks for free: hold the mean of each at zero
@@ -329,15 +355,21 @@ def _force_misfit(designs: Iterable[sparse.csr_array], targets: FloatArray, coef
     return targets - np.stack([design @ coefficients for design in designs], axis=1)
 
 
-def _surface_rms(rows: _Rows, coefficients: FloatArray, below: np.ndarray) -> float:
-    return float(np.std((rows.target - rows.design[:, : len(coefficients)] @ coefficients)[below]))
+def _surface_rms(maps: Iterable[_MapRows], coefficients: FloatArray) -> float:
+    squares, count = 0.0, 0
+    for part in maps:
+        fitted = part.rows.design[:, : len(coefficients)] @ coefficients
+        misfit = (part.rows.target - fitted)[part.below]
+        squares, count = squares + len(misfit) * float(np.std(misfit)) ** 2, count + len(misfit)
+    return math.sqrt(squares / count)
 
 
 def _shifted_to_zero(potential: CoarsePotential) -> CoarsePotential:
     """Give every block a minimum of zero; B-splines add up to one, so a constant is a shift of all coefficients."""
     basis, coefficients = potential.basis, potential.coefficients.copy()
-    coefficients[basis.blocks[0]] -= potential.grid(10 * basis.torsions.knots).min() / potential.kT
+    for k, grid in enumerate(basis.maps.grids):
+        coefficients[basis.blocks[k]] -= potential.map_grid(k, 10 * grid.knots).min() / potential.kT
     for i, term in enumerate(basis.terms):
         table, _ = potential.term_table(i, np.linspace(term.lo, term.hi, 50 * term.intervals + 1))
-        coefficients[basis.blocks[i + 1]] -= table.min() / potential.kT
+        coefficients[basis.blocks[basis.n_maps + i]] -= table.min() / potential.kT
     return replace(potential, coefficients=coefficients)
