@@ -110,7 +110,7 @@ class Cycle:
         if not settings.enabled:
             return None
         inputs = {**self.inputs, "surface": surface, **{f"flow{i}": flow for i, flow in enumerate(flows)}}
-        return self._one("hidden_modes", check_hidden_modes, settings.model_dump(mode="json"), inputs)
+        return self._one("hidden_modes", check_hidden_modes, {"hidden_modes": settings.model_dump(mode="json")}, inputs)
 
     def _check_reference(self) -> None:
         """Find out before the first step of MD whether the reference can be compared with this run's surface."""
@@ -226,6 +226,7 @@ class Cycle:
                 "uniform_fraction": given.final_uniform_fraction,
                 "temperature_factor": given.temperature_factor,
                 "bias_tolerance_kT": given.bias_tolerance_kT,
+                "point_error_kT": given.point_error_kT,
                 "min_draws": given.min_draws,
                 "max_draws": given.max_draws,
             },

@@ -88,6 +88,7 @@ class DrawSettings(Settings):
         0.05, description="standard error of f wanted everywhere below diagnostics.f_cap_kT", gt=0
     )
     bias_tolerance_kT: float = Field(0.02, description="bias chi^2 / 2K of f allowed at a single point", gt=0)
+    point_error_kT: float = Field(0.25, description="standard error of f allowed at a single final point", gt=0)
     min_draws: int = Field(32, description="fewest draws at a final point (power of two)", ge=8)
     max_draws: int = Field(512, description="most draws at a final point (power of two)", ge=8)
     bead_points: int = Field(
@@ -110,8 +111,8 @@ class DrawSettings(Settings):
     def _whole(self) -> DrawSettings:
         if self.uniform_fraction + self.coarse_fraction + self.disagreement_fraction > 1:
             raise ValueError("uniform_fraction, coarse_fraction and disagreement_fraction together are above 1")
-        if self.min_draws > self.max_draws:
-            raise ValueError("min_draws is above max_draws")
+        if self.min_draws > self.max_draws or any(n & (n - 1) for n in (self.min_draws, self.max_draws)):
+            raise ValueError("min_draws and max_draws must be powers of two, the first not above the second")
         return self
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ccg_gmx.cycle.proposal import GridProposal, VarianceModel, allocation, draws_needed
+from ccg_gmx.cycle.proposal import GridProposal, allocation
 from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow
 from ccg_gmx.free_energy.joint_fit import SurfaceFit
 from ccg_gmx.free_energy.surface_files import write_npz
-from ccg_gmx.free_energy.torsion_grid import grid
+from ccg_gmx.free_energy.variance import VarianceModel, draws_needed
 from ccg_gmx.free_energy.weights import draw_weights, forward_log_weights
 from ccg_gmx.records import FloatArray, IntArray, WeightedDraws
 
@@ -44,11 +44,10 @@ def plan_draws(work: Work) -> None:
     settings = work.settings
     fit = SurfaceFit.load(work.inputs["surface"] / "fit.npz")
     n = settings["cells"]
-    points = grid(n, fit.dims)
     chi2 = []
     for index in range(settings["members"]):
-        model = VarianceModel.fit(load_draws(work.inputs[f"pilot{index}"]))
-        chi2.append(model(points).reshape((n,) * fit.dims))
+        (pilot,) = load_draws(work.inputs[f"pilot{index}"])
+        chi2.append(VarianceModel.fit(pilot).on_grid(n))
     proposal = allocation(
         fit.basis.on_grid(n, fit.coefficients),
         np.mean(chi2, axis=0),
@@ -58,9 +57,10 @@ def plan_draws(work: Work) -> None:
     counts = [
         draws_needed(
             member,
-            bias_tolerance_kT=settings["bias_tolerance_kT"],
-            minimum=settings["min_draws"],
-            maximum=settings["max_draws"],
+            settings["bias_tolerance_kT"],
+            settings["point_error_kT"],
+            settings["min_draws"],
+            settings["max_draws"],
         )
         for member in chi2
     ]
