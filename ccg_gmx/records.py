@@ -91,8 +91,9 @@ class FreeEnergySurface:
     is the cell centred on its point. ``f`` is flat in the torsions (per radian^n), shifted to minimum 0.
 
     Attributes:
-        f: ``[n] `` or ``[n, n]`` kT; inf where nothing is known.
+        f: ``[n]``, ``[n, n]``, ... one axis per torsion, all of the same length; kT; inf where nothing is known.
         error: same shape, one standard error in kT (nan where unknown), of f relative to its Boltzmann average.
+            Unknown everywhere on grids of three or more torsions: errors of their marginals are computed instead.
         names: name of each axis.
         temperature_K: temperature.
     """

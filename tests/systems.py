@@ -18,6 +18,7 @@ import torch
 from scipy.special import i0e
 from torch import Tensor
 
+from ccg_gmx.free_energy.weights import draw_ladder
 from ccg_gmx.records import CoarseSplit, FloatArray, WeightedDraws
 
 LOG_2PI = math.log(2 * math.pi)
@@ -37,12 +38,14 @@ class GaussianLadder:
         mean, width = self.rest(s, b)
         return mean + width * z_y, _log_normal(z_y, width)
 
-    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        z_b, z_y = self.base_noise(len(s), generator)
+    def push(self, s: Tensor, z_b: Tensor, z_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, width = self.beads(s)
         b = mean + width * z_b
         y, log_q = self.push_rest(s, b, z_y)
         return b, y, log_q + _log_normal(z_b, width)
+
+    def draw(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return self.push(s, *self.base_noise(len(s), generator))
 
     def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
         (mean_b, width_b), (mean_y, width_y) = self.beads(s), self.rest(s, b)
@@ -267,3 +270,85 @@ class TorusSurface:
         shape = 1 / self.chi2(s)[:, None]
         log_w = np.log(rng.gamma(shape, 1 / shape, (points, K))) - self.f(s)[:, None]
         return WeightedDraws(s, log_w, np.full(points, -2 * LOG_2PI), points * K)
+
+
+class TorusLadder:
+    """The same surface from the weights of a Gaussian ladder: b and y Gaussian at fixed s, with moments that follow s.
+
+    The proposal has the widths of p times ``widen exp(vary cos phi)`` and means that are ``shift`` widths off. A wide
+    proposal has bounded weights. One with ``widen < 1`` has weights with the tail index ``1 - widen^2`` (infinite
+    variance below sqrt(1/2)): the flow that is too narrow. ``member`` adds a random smooth error of size ``rough`` to
+    the logarithm of the widths and to the means, another one for every member: the flow that training left unfinished.
+    """
+
+    surface = TorusSurface()
+
+    def __init__(
+        self,
+        widen: float = 1.0,
+        vary: float = 0.0,
+        shift: float = 0.0,
+        member: int | None = None,
+        rough: float = 0.0,
+    ) -> None:
+        self.widen, self.vary, self.shift = widen, vary, shift
+        rng = np.random.default_rng(None if member is None else [member, 17])
+        size = 0.0 if member is None else rough
+        self.errors = torch.from_numpy(size * rng.standard_normal((2, 7, 2)) / math.sqrt(3.5))
+        self.flow = GaussianLadder(1, 1, lambda s: self._proposal(s, 0), lambda s, b: self._proposal(s, 1, b))
+
+    def moments(self, s: Tensor, level: int, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Exact conditional mean and width of b (level 0) or of y (level 1)."""
+        phi, psi = s[:, :1], s[:, 1:]
+        if level == 0:
+            return 0.5 * torch.sin(phi) + 0.3 * torch.cos(phi - psi), torch.exp(0.3 * torch.cos(psi))
+        assert b is not None
+        return 0.4 * b + 0.5 * torch.sin(psi), torch.exp(0.2 * torch.sin(phi + psi))
+
+    def _proposal(self, s: Tensor, level: int, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean, width = self.moments(s, level, b)
+        phi, psi = s[:, :1], s[:, 1:]
+        waves = [torch.ones_like(phi)] + [wave(a) for a in (phi, psi, phi + psi) for wave in (torch.cos, torch.sin)]
+        log_ratio, shift = (torch.cat(waves, dim=1) @ self.errors[level]).split(1, dim=1)
+        ratio = self.widen * torch.exp(self.vary * torch.cos(phi) + log_ratio)
+        return mean + width * (self.shift + shift), width * ratio
+
+    def target(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        phi, psi = s[:, 0], s[:, 1]
+        f = 2.5 * torch.cos(phi) - 1.5 * torch.sin(2 * psi) + 1.2 * torch.cos(phi - psi)
+        f = f + 0.8 * torch.sin(2 * phi + psi) - 4.0
+        (mean_b, width_b), (mean_y, width_y) = self.moments(s, 0), self.moments(s, 1, b)
+        return f - _log_normal((b - mean_b) / width_b, width_b) - _log_normal((y - mean_y) / width_y, width_y)
+
+    def f(self, s: FloatArray) -> FloatArray:
+        return self.surface.f(s)
+
+    def gradient(self, s: FloatArray) -> FloatArray:
+        return self.surface.gradient(s)
+
+    def chi2(self, s: FloatArray) -> FloatArray:
+        """Relative variance of one draw at s, exact; without a member's own error only."""
+        c2 = (self.widen * np.exp(self.vary * np.cos(s[:, 0]))) ** 2
+        with np.errstate(invalid="ignore"):
+            moment = (c2 / np.sqrt(2 * c2 - 1) * np.exp(self.shift**2 / (2 * c2 - 1))) ** 2
+        return np.where(2 * c2 > 1, moment, np.inf) - 1
+
+    def draws(self, points: int, K: int, seed: int) -> WeightedDraws:
+        """(b, y) at uniform coarse points."""
+        s = np.random.default_rng([seed, 1]).uniform(-np.pi, np.pi, (points, 2))
+        log_w, _ = draw_ladder(self.flow, self.target, s, K, seed)
+        return WeightedDraws(s, log_w, np.full(points, -2 * LOG_2PI), points * K)
+
+    def frames(self, count: int, rng: np.random.Generator) -> CoarseSplit:
+        s, lowest = np.empty((0, 2)), -8.57  # just below the lowest f
+        while len(s) < count:
+            trial = rng.uniform(-np.pi, np.pi, (40 * count, 2))
+            s = np.concatenate([s, trial[rng.random(len(trial)) < np.exp(lowest - self.f(trial))]])
+        at = torch.from_numpy(s[:count])
+        noise = torch.from_numpy(rng.standard_normal((2, count, 1)))
+        mean, width = self.moments(at, 0)
+        b = mean + width * noise[0]
+        mean, width = self.moments(at, 1, b)
+        y = mean + width * noise[1]
+        u = self.target(at, b, y).numpy()
+        return CoarseSplit(s[:count], b.numpy(), y.numpy(), u, np.zeros(count, dtype=np.int64))

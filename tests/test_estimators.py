@@ -179,7 +179,8 @@ def test_bar_of_equal_weights_and_of_disjoint_sides() -> None:
 def test_global_average_by_hand_and_refusals() -> None:
     mean, error = global_average(np.log([1.0, 3.0]), np.array([0.0, 4.0]))
     assert mean == pytest.approx(3.0)
-    assert error == pytest.approx(np.sqrt(2 * ((0.25 * 3) ** 2 + 0.75**2)))
+    # Without the second term the average is 0, without the first 4: moves of 3 and 1, and one degree of freedom.
+    assert error == pytest.approx(np.sqrt(0.5 * (3**2 + 1**2)) * 12.7062 / 1.95996, rel=1e-5)
     with pytest.raises(CcgError, match="log_W"):
         global_average(np.zeros(3), np.zeros(4))
     with pytest.raises(CcgError, match="weight"):

@@ -107,8 +107,16 @@ def test_basin_refuses_nonsense() -> None:
     for bounds in ((0.0, 0.0), (0.0, 400.0), (0.0, float("nan"))):
         with pytest.raises(ValidationError, match="within one turn"):
             Basin(name="b", ranges={"phi": bounds})
-    with pytest.raises(CcgError, match="exactly"):
-        Basin(name="b", ranges={"phi": (0, 1)}).mask(grid(4, 2), NAMES)
+    with pytest.raises(CcgError, match="omega"):
+        Basin(name="b", ranges={"phi": (0, 1), "omega": (0, 1)}).mask(grid(4, 2), NAMES)
+
+
+def test_torsion_that_a_basin_leaves_out_is_free() -> None:
+    some = Basin(name="b", ranges={"psi": (-10, 80), "phi2": (140, -160)})
+    names, s = ("phi", "psi", "phi2"), grid(12, 3)
+    whole = Basin(name="b", ranges={"phi": (-180, 180), **some.ranges})
+    np.testing.assert_array_equal(some.mask(s, names), whole.mask(s, names))
+    assert some.mask(s, names).sum() == 12 * 3 * 2
 
 
 def test_delta_f_by_hand() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from systems import GaussianSystem, TwoModes
+from systems import GaussianSystem, TorusLadder, TwoModes
 
 from ccg_gmx.errors import CcgError
+from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.free_energy.weights import (
     draw_bead_gradients,
+    draw_gradients,
     draw_ladder,
     draw_weights,
     forward_log_weights,
     log_weights,
 )
+from ccg_gmx.molecule.coordinate import Coordinate
 
 SYSTEM = GaussianSystem()
 S = np.linspace(-1, 1, 5)[:, None]
@@ -132,3 +135,44 @@ def test_frame_outside_the_support_is_kept_and_nan_refused() -> None:
     system.outside = torch.tensor(np.nan)
     with pytest.raises(CcgError, match=f"{(frames.y[:, 0] < 0).sum()} of 100 fine frames"):
         forward_log_weights(system, frames)
+
+
+def test_gradient_by_s_is_autograd_of_the_logsumexp_at_fixed_noise() -> None:
+    system, s, K, seed = TorusLadder(member=1, rough=0.2), np.array([[0.3, 1.0], [-0.7, 2.0]]), 16, 3
+    draws = draw_gradients(system.flow, system.target, s, K, seed, log_rho=np.array([1.0, 2.0]))
+    at = torch.tensor(s, requires_grad=True)
+    rows = at.repeat_interleave(K, dim=0)
+    b, y, log_q = system.flow.push(rows, *system.flow.base_noise(2 * K, torch.Generator().manual_seed(seed)))
+    log_w = (-system.target(rows, b, y) - log_q).reshape(2, K)
+    (expected,) = torch.autograd.grad(-torch.logsumexp(log_w, dim=1).sum(), at)
+    np.testing.assert_allclose(draws.gradient, expected, rtol=1e-10)
+    np.testing.assert_allclose(draws.log_w, draw_weights(system.flow, system.target, s, K, seed), rtol=1e-12)
+    assert (draws.b, draws.evaluations, draws.log_rho.tolist()) == (None, 32, [1.0, 2.0])
+
+
+def test_gradients_of_the_ladder_flow() -> None:
+    """The flow that training uses, an untrained one: the same weights as draw_weights, slopes that differences see."""
+    b = (Coordinate("bond", "bond", "positive"), Coordinate("angle", "angle", "polar"))
+    y = (Coordinate("torsion", "torsion", "circle"), Coordinate("offset", "torsion", "window", 2.0, 1.0))
+    flow = LadderFlow(2, b, y, FlowSettings(couplings=1, width=8, coupling_width=4, circle_width=4)).double()
+
+    def target(s, b, y):
+        return (
+            (b**2).sum(dim=1) * (2 + torch.cos(s[:, 0])) + torch.cos(y[:, 0] - s[:, 1]) + y[:, 1] * torch.sin(s[:, 0])
+        )
+
+    s, h, K = np.array([[0.3, 1.0]]), 1e-5, 64
+    draws = draw_gradients(flow, target, s, K, seed=1)
+    np.testing.assert_allclose(draws.log_w, draw_weights(flow, target, s, K, seed=1), rtol=1e-12)
+    for axis in range(2):
+        step = h * np.eye(2)[axis]
+        f = [-np.log(np.exp(draw_weights(flow, target, s + sign * step, K, seed=1)).mean()) for sign in (1, -1)]
+        assert draws.gradient[0, axis] == pytest.approx((f[0] - f[1]) / (2 * h), abs=1e-7)
+
+
+def test_one_draw_with_all_the_weight_is_no_certainty() -> None:
+    def target(s, b, y):
+        return torch.where(y[:, 0] == y[:, 0].min(), 0.0, 2000.0) + s[:, 0] * b[:, 0] + 0 * y[:, 0]
+
+    draws = draw_bead_gradients(SYSTEM.flow, target, S[:1] + 3.0, S[:1] + 3.0, K=16, seed=1)
+    np.testing.assert_allclose(draws.gradient_error, np.abs(draws.gradient))

@@ -1,15 +1,15 @@
 """Write a coarse potential as a folder that GROMACS runs: topology with bonded tables and CMAP, structure, mdp.
 
-Bonds and angles become tables (function 8), two torsions that share three beads a CMAP grid, a single torsion a
-tabulated dihedral. There are no non-bonded interactions: all of them are inside the potential.
+Bonds, angles and single torsions become tables (function 8), every map over two torsions that share three beads a
+CMAP grid. There are no non-bonded interactions: all of them are inside the potential.
 
 ``mdrun`` finds bonded tables only through its option ``-tableb``; so that a plain ``gmx grompp && gmx mdrun`` runs
 too, the topology carries GROMACS' own functional forms beside the tables (analytic.py); the macro ``TABLES`` chooses.
 
-Facts this file rests on, each checked against ``gmx mdrun -rerun``: tables hold the value and *minus* its slope, per
-degree for angles and torsions; mdrun stops when a coordinate leaves its table, so tables are padded; a CMAP lists its
-values from -180 degrees with the second torsion running fastest, and GROMACS puts a cubic spline through them, which
-is our own torsion grid again when the CMAP's points contain its knots.
+Facts this file rests on, each checked against ``gmx mdrun -rerun``: a CMAP lists its values from -180 degrees with the
+second torsion running fastest; GROMACS puts a cubic spline through them, which is our own torsion grid again when the
+CMAP's points contain its knots; it finds the grid of a CMAP by the types of its five beads, so every bead has a type
+of its own; and it knows one spacing for all grids. For the tables see bonded.py.
 """
 
 from __future__ import annotations
@@ -24,28 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
 from ccg_gmx.errors import SettingsError, StoreError, TopologyError
-from ccg_gmx.export.analytic import AnalyticForm, analytic_dihedral, analytic_term
+from ccg_gmx.export.bonded import BondedTerm, GromacsExportSettings, bead_numbers, bonded_terms
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray
-from ccg_gmx.settings import Settings
-from ccg_gmx.units import DEGREES_PER_RADIAN
+
+__all__ = ["CoarseMolecule", "ForceField", "GromacsExportSettings", "write_forcefield"]
 
 MDP_NAME = "grompp.mdp"  # what a bare ``gmx grompp`` reads
 TABLES_MDP_NAME = "tables.mdp"
-_TABLE_LETTERS = {"bond": "b", "angle": "a"}
-
-
-class GromacsExportSettings(Settings):
-    """Resolution of the tables and the box."""
-
-    bond_table_end_nm: float = Field(default=0.5, gt=0, description="bond tables run from 0 to at least here")
-    bond_table_spacing_nm: float = Field(default=0.0002, gt=0, description="spacing of bond tables")
-    angle_table_points: int = Field(default=1800, ge=180, description="intervals of an angle table over 180 degrees")
-    cmap_refinement: int = Field(default=1, ge=1, le=8, description="CMAP points per knot of the torsion grid")
-    box_nm: float = Field(default=6.0, gt=0, description="edge of the cubic box, longer than twice the cut-off")
+_BEADS_OF = {"bond": 2, "angle": 3, "torsion": 4}
+_SECTIONS = {"bond": "bonds", "angle": "angles", "torsion": "dihedrals"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class CoarseMolecule:
         residue_names: up to five characters each.
         residue_ids: residue number of each bead.
         masses: amu; the speed of the coarse dynamics depends on them, its averages do not.
-        terms: zero-based beads of each ``b_i``: two for a bond, three for an angle.
+        terms: zero-based beads of each ``b_i``: two for a bond, three for an angle, four for a torsion.
         torsions: zero-based beads of each ``s_i``, four each.
     """
 
@@ -127,14 +117,14 @@ def write_forcefield(
     settings = settings or GromacsExportSettings()
     copies = positions if positions.ndim == 3 else positions[None]
     _check(potential, molecule, copies)
-    files = _tables(potential, settings)
+    bonded = bonded_terms(potential, molecule.terms, molecule.torsions, settings)
+    files = {term.file: term.table_text for term in bonded}
     table_names = tuple(files)
-    forms = _analytic_forms(potential)
-    files["topol.top"] = _topology(potential, molecule, forms, settings, len(copies))
+    files["topol.top"] = _topology(potential, molecule, bonded, settings, len(copies))
     files["conf.gro"] = _structure(molecule, copies, settings.box_nm)
     files[MDP_NAME] = mdp_text
     files[TABLES_MDP_NAME] = _with_tables(mdp_text)
-    files["README.md"] = _readme(potential, molecule, forms, table_names)
+    files["README.md"] = _readme(potential, molecule, bonded)
     _replace_folder(folder, files)
     return ForceField(
         folder=folder,
@@ -154,12 +144,6 @@ def _with_tables(mdp_text: str) -> str:
     return f"define = -DTABLES\n{mdp_text}"
 
 
-def _analytic_forms(potential: CoarsePotential) -> list[AnalyticForm]:
-    """GROMACS' own form of every term, and of the torsion when there is only one."""
-    forms = [analytic_term(potential, i) for i in range(potential.basis.n_b)]
-    return [*forms, analytic_dihedral(potential)] if potential.basis.n_s == 1 else forms
-
-
 def _check(potential: CoarsePotential, molecule: CoarseMolecule, positions: FloatArray) -> None:
     basis, n = potential.basis, molecule.n_beads
     lengths = {len(molecule.residue_names), len(molecule.residue_ids), len(molecule.masses), n}
@@ -173,82 +157,54 @@ def _check(potential: CoarsePotential, molecule: CoarseMolecule, positions: Floa
             f"{len(molecule.terms)} bonds and angles and {len(molecule.torsions)} torsions of beads",
             expected=f"{basis.n_b} and {basis.n_s}, as in the potential",
         )
-    wanted = [{"bond": 2, "angle": 3}[term.coordinate.kind] for term in basis.terms] + [4] * basis.n_s
+    wanted = [_BEADS_OF[term.coordinate.kind] for term in basis.terms] + [4] * basis.n_s
     for beads, count in zip(molecule.terms + molecule.torsions, wanted, strict=True):
         if len(set(beads)) != count or len(beads) != count or not all(0 <= i < n for i in beads):
             raise TopologyError(f"beads {beads}", expected=f"{count} different ones of 0 to {n - 1}")
-    if basis.n_s == 2 and molecule.torsions[0][1:] != molecule.torsions[1][:3]:
-        raise TopologyError(
-            f"torsions over beads {molecule.torsions[0]} and {molecule.torsions[1]}",
-            expected="two neighbours along a chain (they share three beads), as a GROMACS CMAP needs",
-        )
+    _check_maps(potential, molecule)
     longest = max(map(len, (*molecule.bead_names, *molecule.residue_names)))
     if longest > 5:
         raise TopologyError(f"a bead or residue name of {longest} characters", expected="at most 5 (.gro format)")
 
 
-def _table_numbers(potential: CoarsePotential) -> list[str]:
-    """Table name of each term, ``b0 b1 a0 ...``; bonds and angles are counted separately."""
-    counts = {"b": 0, "a": 0}
-    names = []
-    for term in potential.basis.terms:
-        letter = _TABLE_LETTERS[term.coordinate.kind]
-        names.append(f"{letter}{counts[letter]}")
-        counts[letter] += 1
-    return names
+def _check_maps(potential: CoarsePotential, molecule: CoarseMolecule) -> None:
+    pairs = _pairs(potential)
+    for k in pairs:
+        first, second = (molecule.torsions[column] for column in potential.basis.maps.columns[k])
+        if first[1:] != second[:3]:
+            raise TopologyError(
+                f"torsions over beads {first} and {second}",
+                expected="two neighbours along a chain (they share three beads), as a GROMACS CMAP needs",
+            )
+    knots = {potential.basis.maps.grids[k].knots for k in pairs}
+    if len(knots) > 1:
+        raise TopologyError(
+            f"maps with {sorted(knots)} knots per torsion", expected="one number: GROMACS has one spacing for all CMAPs"
+        )
 
 
-def _tables(potential: CoarsePotential, settings: GromacsExportSettings) -> dict[str, str]:
-    """Every bonded table: file name -> text."""
-    files = {}
-    for i, (name, term) in enumerate(zip(_table_numbers(potential), potential.basis.terms, strict=True)):
-        if term.coordinate.kind == "bond":
-            # Twice the data's end at least: the wall is steep, but mdrun stops where a table ends.
-            end = max(settings.bond_table_end_nm, 2.0 * term.hi)
-            points = math.ceil(end / settings.bond_table_spacing_nm)
-            r = np.linspace(0.0, points * settings.bond_table_spacing_nm, points + 1, dtype=np.float64)
-            scale = 1.0
-        else:
-            r = np.linspace(0.0, math.pi, settings.angle_table_points + 1, dtype=np.float64)
-            scale = DEGREES_PER_RADIAN
-        value, slope = potential.term_table(i, r)
-        files[f"table_{name}.xvg"] = _xvg(r * scale, value, slope / scale, term.coordinate.name)
-    if potential.basis.n_s == 1:
-        files["table_d0.xvg"] = _dihedral_table(potential)
-    return files
-
-
-def _dihedral_table(potential: CoarsePotential) -> str:
-    n = 3600
-    value, slope = (potential.grid(n, (order,)) for order in (0, 1))
-    closed = np.linspace(-180.0, 180.0, n + 1)
-    wrap = np.append(np.arange(n), 0)  # the last point is the first again
-    return _xvg(closed, value[wrap], slope[wrap] / DEGREES_PER_RADIAN, potential.basis.torsions.names[0])
-
-
-def _xvg(x: FloatArray, value: FloatArray, slope: FloatArray, title: str) -> str:
-    rows = np.stack([x, value, -slope], axis=1)
-    return f"# {title}: coordinate, potential (kJ/mol), minus its derivative\n" + "".join(
-        f"{a:.10g} {b:.10e} {c:.10e}\n" for a, b, c in rows.tolist()
-    )
+def _pairs(potential: CoarsePotential) -> list[int]:
+    """Maps over two torsions."""
+    return [k for k, columns in enumerate(potential.basis.maps.columns) if len(columns) == 2]
 
 
 def _topology(
     potential: CoarsePotential,
     molecule: CoarseMolecule,
-    forms: Sequence[AnalyticForm],
+    bonded: Sequence[BondedTerm],
     settings: GromacsExportSettings,
     copies: int,
 ) -> str:
     """The whole topology as text; every bead has a type of its own, which a CMAP type needs."""
-    n, two = molecule.n_beads, potential.basis.n_s == 2
+    n, pairs = molecule.n_beads, {k: _cmap_beads(potential, molecule, k) for k in _pairs(potential)}
     types = [f"B{i + 1}" for i in range(n)]
     out = ["; Coarse model. With the macro TABLES bonded tables (mdrun -tableb), without it analytic forms.", ""]
     out += _section("defaults", ["; nbfunc comb-rule gen-pairs fudgeLJ fudgeQQ", "1 2 no 1.0 1.0"])
     atom_types = [f"{t} 0 {m:.6f} 0.0 A 0.0 0.0" for t, m in zip(types, molecule.masses, strict=True)]
     out += _section("atomtypes", ["; name at.num mass charge ptype sigma epsilon", *atom_types])
-    if two:
-        out += _section("cmaptypes", _cmap_lines(potential, [types[i] for i in _cmap_beads(molecule)], settings))
+    if pairs:
+        grids = [_cmap_type(potential, k, [types[i] for i in beads], settings) for k, beads in pairs.items()]
+        out += _section("cmaptypes", grids)
     # Excluding every pair is not needed for the physics (no charges, no Lennard-Jones), it saves their computation.
     out += _section("moleculetype", ["; name nrexcl", f"{molecule.name} {n}"])
     atoms = [
@@ -257,23 +213,20 @@ def _topology(
         for i in range(n)
     ]
     out += _section("atoms", ["; nr type resnr residue atom cgnr charge mass", *atoms])
-    tables = [f"8 {name[1:]} 1.0" for name in _table_numbers(potential)]
-    kinds = [term.coordinate.kind for term in potential.basis.terms]
-    for kind in ("bond", "angle"):
-        chosen = [i for i in range(len(kinds)) if kinds[i] == kind]
-        out += _either_section(f"{kind}s", [(molecule.terms[i], tables[i], forms[i].lines) for i in chosen])
-    if two:
-        out += _section("cmap", ["; beads function", f"{_numbers(_cmap_beads(molecule))} 1"])
-    else:
-        out += _either_section("dihedrals", [(molecule.torsions[0], "8 0 1.0", forms[-1].lines)])
+    for kind, section in _SECTIONS.items():
+        chosen = [term for term in bonded if term.kind == kind]
+        if chosen:
+            out += _either_section(section, chosen)
+    if pairs:
+        out += _section("cmap", ["; beads function", *(f"{bead_numbers(beads)} 1" for beads in pairs.values())])
     out += _section("system", [f"{molecule.name} coarse model"]) + _section("molecules", [f"{molecule.name} {copies}"])
     return "\n".join(out)
 
 
-def _either_section(name: str, terms: Sequence[tuple[tuple[int, ...], str, tuple[str, ...]]]) -> list[str]:
+def _either_section(name: str, bonded: Sequence[BondedTerm]) -> list[str]:
     """A section with the table of each term, or its analytic form."""
-    tables = [f"{_numbers(beads)} {table}" for beads, table, _ in terms]
-    analytic = [f"{_numbers(beads)} {line}" for beads, _, lines in terms for line in lines]
+    tables = [term.lines[0] for term in bonded]
+    analytic = [line for term in bonded for line in term.lines[1]]
     return _section(name, ["#ifdef TABLES", *tables, "#else", *analytic, "#endif"])
 
 
@@ -281,20 +234,17 @@ def _section(name: str, lines: Sequence[str]) -> list[str]:
     return [f"[ {name} ]", *lines, ""]
 
 
-def _numbers(beads: Sequence[int]) -> str:
-    return " ".join(str(i + 1) for i in beads)
+def _cmap_beads(potential: CoarsePotential, molecule: CoarseMolecule, k: int) -> tuple[int, ...]:
+    first, second = (molecule.torsions[column] for column in potential.basis.maps.columns[k])
+    return (*first, second[3])
 
 
-def _cmap_beads(molecule: CoarseMolecule) -> tuple[int, ...]:
-    return (*molecule.torsions[0], molecule.torsions[1][3])
-
-
-def _cmap_lines(potential: CoarsePotential, types: Sequence[str], settings: GromacsExportSettings) -> list[str]:
+def _cmap_type(potential: CoarsePotential, k: int, types: Sequence[str], settings: GromacsExportSettings) -> str:
     """CMAP type: first torsion slowest, both from -180 degrees; a long line continued with backslashes."""
-    n = settings.cmap_refinement * potential.basis.torsions.knots
-    values = potential.grid(n).ravel().tolist()
+    n = settings.cmap_refinement * potential.basis.maps.grids[k].knots
+    values = potential.map_grid(k, n).ravel().tolist()
     rows = [" ".join(f"{v:.6f}" for v in values[i : i + 8]) for i in range(0, len(values), 8)]
-    return ["\\\n".join([f"{' '.join(types)} 1 {n} {n}", *rows])]
+    return "\\\n".join([f"{' '.join(types)} 1 {n} {n}", *rows])
 
 
 def _structure(molecule: CoarseMolecule, positions: FloatArray, box_nm: float) -> str:
@@ -318,13 +268,9 @@ def _structure(molecule: CoarseMolecule, positions: FloatArray, box_nm: float) -
     return "\n".join([f"{molecule.name} coarse model", str(len(atoms)), *lines, box, ""])
 
 
-def _readme(
-    potential: CoarsePotential, molecule: CoarseMolecule, forms: Sequence[AnalyticForm], tables: Sequence[str]
-) -> str:
-    s_names = potential.basis.torsions.names
-    names = [term.coordinate.name for term in potential.basis.terms] + list(s_names if len(s_names) == 1 else ())
-    surface = f"a CMAP over ({s_names[0]}, {s_names[1]})" if len(s_names) == 2 else "one torsion"
-    accuracy = "\n".join(f"| {name} | {form.rms_kT:.1e} |" for name, form in zip(names, forms, strict=True))
+def _readme(potential: CoarsePotential, molecule: CoarseMolecule, bonded: Sequence[BondedTerm]) -> str:
+    tables = ", ".join(term.file for term in bonded)
+    accuracy = "\n".join(f"| {term.name} | {term.form.rms_kT:.1e} |" for term in bonded)
     return f"""# Coarse model of {molecule.name}
 
 {molecule.n_beads} beads, fitted at {potential.temperature_K:g} K by ccg_gmx. In this folder:
@@ -336,17 +282,36 @@ runs it with GROMACS' own functional forms for the bonded terms. With the fitted
 
     gmx grompp -f {TABLES_MDP_NAME} && gmx mdrun -tableb *.xvg
 
-{TABLES_MDP_NAME} is {MDP_NAME} with `define = -DTABLES`; the tables are {", ".join(tables)}.
+{TABLES_MDP_NAME} is {MDP_NAME} with `define = -DTABLES`; the tables are {tables}.
 
-The potential is one per Cartesian volume of the beads (plain dynamics needs no further term) and separable: {surface}
-and a term for each bond and angle. There are no non-bonded interactions. Outside the range of the data the
+The potential is one per Cartesian volume of the beads (plain dynamics needs no further term) and separable:
+{_parts(potential)}. There are no non-bonded interactions. Outside the range of the data the
 tables continue as stiff parabolas.
-
+{_lost(potential)}
 How far the analytic forms are from the tables, Boltzmann-weighted rms:
 
 | term | kT |
 |---|---|
 {accuracy}
+"""
+
+
+def _parts(potential: CoarsePotential) -> str:
+    """What the potential is a sum of, in words."""
+    maps = [grid.names for grid in potential.basis.maps.grids]
+    words = [f"a CMAP over ({', '.join(names)})" if len(names) == 2 else f"a dihedral over {names[0]}" for names in maps]
+    left = [term.coordinate.name for term in potential.basis.terms if term.coordinate.kind == "torsion"]
+    words += [f"a dihedral over {name} (no coarse torsion)" for name in left]
+    return ", ".join(words) + " and a term for each bond and angle"
+
+
+def _lost(potential: CoarsePotential) -> str:
+    """What several maps cannot describe, where there are several."""
+    if potential.basis.n_maps == 1:
+        return ""
+    return f"""
+Each map reproduces the free energy over its own torsions. The maps know nothing of each other: the correlation between
+them that this leaves out of the fitted free energy is {potential.residual.surface_kl:.2g} nats.
 """
 
 

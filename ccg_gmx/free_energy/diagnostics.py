@@ -58,6 +58,12 @@ class DiagnosticSettings(Settings):
     run_disagreement_kT: float = Field(
         default=1.0, gt=0, description="largest certain distance of one fine run's mean log-weight from the others'"
     )
+    run_ess_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="least effective fraction seen by a single fine run (few frames: noisy)"
+    )
+    hot_forward_ess_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="least effective fraction seen by the walkers of the hidden-mode test"
+    )
 
 
 @dataclass(frozen=True)
@@ -345,7 +351,7 @@ def _run_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
             f"{runs.disagreement_kT:.1f} kT: it is in a state that the flow does not know, or it is broken",
         ),
         (
-            runs.least_ess_fraction >= s.forward_ess_fraction,
+            runs.least_ess_fraction >= s.run_ess_fraction,
             f"every fine run sees an effective fraction of at least {runs.least_ess_fraction:.0%}",
             f"fine run {runs.least_run + 1} of {runs.runs} alone sees an effective fraction of only "
             f"{runs.least_ess_fraction:.2g}: the flow misses part of what it visits",
@@ -360,9 +366,8 @@ def _hidden_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
     """
     if d.hidden is None:
         return []
-    hidden, wanted = d.hidden, d.settings.forward_ess_fraction
-    seen = hidden.hot_forward_ess_fraction
-    known = seen >= wanted
+    hidden, seen = d.hidden, d.hidden.hot_forward_ess_fraction
+    known = seen >= d.settings.hot_forward_ess_fraction
     if not hidden.compared:
         return [(False, "", "too few walkers of the hidden-mode test stayed in the states of the starting structure")]
     if hidden.modes:

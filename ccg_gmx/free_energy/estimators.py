@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_expit, logsumexp
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from ccg_gmx.errors import CcgError
 from ccg_gmx.records import FloatArray
@@ -165,7 +167,7 @@ def global_average(log_W: FloatArray, observable: FloatArray) -> tuple[FloatArra
         observable: ``[M, K, ...]`` or ``[n, ...]``, the same leading shape.
 
     Returns:
-        Mean ``[...]`` and its standard error ``[...]`` (delta method of the ratio, clustered by coarse point).
+        Mean ``[...]`` and its standard error ``[...]`` (``jackknife_error`` over the coarse points).
 
     Raises:
         CcgError: if shapes do not fit, there are fewer than 2 points, or no draw has any weight.
@@ -183,6 +185,47 @@ def global_average(log_W: FloatArray, observable: FloatArray) -> tuple[FloatArra
     values = observable.reshape(points, weights.shape[1], -1)
     mean = np.einsum("mk,mkd->d", weights, values)
     scores = np.einsum("mk,mkd->md", weights, values - mean)
-    error = np.sqrt(points / (points - 1) * (scores**2).sum(axis=0))
+    error = jackknife_error(weights.sum(axis=1), scores)
     shape = observable.shape[log_W.ndim :]
     return mean.reshape(shape), error.reshape(shape)
+
+
+def jackknife_error(share: FloatArray, scores: FloatArray) -> FloatArray:
+    """Standard error of self-normalised averages ``m = sum_k W_k x_k`` from their K terms.
+
+    Without term k, m moves by exactly ``a_k = W_k (x_k - m) / (1 - W_k)``; the jackknife sums the squares of these
+    moves (Efron 1982, doi:10.1137/1.9781611970319). The delta method lacks the denominator: it is too small where few
+    terms carry much of the weight, and zero where one carries it all.
+
+    A sum of few large squares is itself uncertain. It has about ``2 / (sum a^4 / (sum a^2)^2 - 1/K)`` degrees of
+    freedom, K - 1 at most (Satterthwaite 1946, doi:10.2307/3002019), and the error is widened by the ratio of Student's
+    to the normal quantile, so that m +- 1.96 errors covers 95 %: by 1 % for 100 equal terms, by 2.2 for one large move
+    among many.
+
+    Args:
+        share: ``[..., K]`` normalised weights of the terms.
+        scores: ``[..., K, d]`` ``W_k (x_k - m)``; they add up to zero over K.
+
+    Returns:
+        ``[..., d]``; inf where one term has all the weight, to the last digit: nothing is known then.
+    """
+    K = share.shape[-1]
+    # The largest share may be 1 within rounding: what it leaves, and its score, come from the sums over the others.
+    largest = np.arange(K) == share.argmax(axis=-1)[..., None]
+    rest = np.where(largest, np.where(largest, 0.0, share).sum(axis=-1, keepdims=True), 1.0 - share)
+    others = np.where(largest[..., None], 0.0, scores).sum(axis=-2, keepdims=True)
+    scores = np.where(largest[..., None], -others, scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        squares = (scores / rest[..., None]) ** 2
+    total = squares.sum(axis=-2)
+    error = np.sqrt((K - 1) / K * total) * _student_widening(squares, total)
+    return np.where((rest > 0).all(axis=-1, keepdims=True), error, np.inf)
+
+
+def _student_widening(squares: FloatArray, total: FloatArray) -> FloatArray:
+    """Ratio of Student's to the normal 97.5 % quantile for a sum ``total [..., d]`` of ``squares [..., K, d]``."""
+    K = squares.shape[-2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = ((squares / total[..., None, :]) ** 2).sum(axis=-2) - 1 / K
+        freedom = np.where(excess > 2 / K, 2 / excess, K - 1)
+    return student.ppf(0.975, np.minimum(freedom, K - 1)) / norm.ppf(0.975)

@@ -49,9 +49,6 @@ class HiddenModeSettings(Settings):
     relevant_kT: float = Field(
         10.0, description="states whose mean energy is higher than this above the lowest are not counted", gt=0
     )
-    forward_ess_fraction: float = Field(
-        0.05, description="least effective fraction of the flow as hot-seeded frames see it", ge=0, le=1
-    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def walker_ranges(values: FloatArray, periods: FloatArray) -> tuple[FloatArray, 
 
     Periodic values are unwrapped around the walker's circular mean, so the ends may lie beyond the period.
     """
-    deviation, centre = _around_mean(values, periods)
+    deviation, centre = circular_deviation(values, periods)
     low, high = np.quantile(deviation, CENTRAL, axis=1)
     return centre + low, centre + high
 
@@ -196,6 +193,17 @@ def find_hidden_modes(
     return modes, largest
 
 
+def counted_walkers(series: WalkerSeries, column: int, relevant_kT: float) -> BoolArray:
+    """``[B]`` whether each walker is in a state, as one coordinate tells them apart, that is low enough to matter."""
+    low, high = walker_ranges(series.values[..., [column]], series.periods[[column]])
+    counted = np.ones(len(series.point), dtype=np.bool_)
+    for point in np.unique(series.point):
+        mine = series.point == point
+        label = separate_states(low[mine, 0], high[mine, 0], float(series.periods[column]))
+        counted[mine] = np.isin(label, _relevant(label, series.energy[mine].mean(axis=1), relevant_kT))
+    return counted
+
+
 def _compare(
     series: WalkerSeries,
     mine: BoolArray,
@@ -207,7 +215,7 @@ def _compare(
     values = np.concatenate([series.values[mine], series.energy[mine][..., None]], axis=-1)
     periods = np.append(series.periods, np.inf)
     low, high = walker_ranges(values, periods)
-    r_hat = split_r_hat(_unwrapped(values, periods))
+    r_hat = split_r_hat(unwrapped(values, periods))
     labels = {k: separate_states(low[:, k], high[:, k], float(periods[k])) for k in range(len(periods))}
     energy = series.energy[mine].mean(axis=1)
     found = [
@@ -253,7 +261,7 @@ def _states(
     described = []
     for state in kept:
         mine = label == state
-        deviation, centre = _around_mean(values[mine].reshape(1, -1, 1), periods)
+        deviation, centre = circular_deviation(values[mine].reshape(1, -1, 1), periods)
         mean = float(centre[0, 0] + deviation.mean())
         inside = None
         if near is not None:
@@ -281,7 +289,7 @@ def _near(s0: FloatArray, fine: tuple[FloatArray, FloatArray], column: int) -> F
     return fine[1][off < np.radians(30.0), column]
 
 
-def _around_mean(values: FloatArray, periods: FloatArray) -> tuple[FloatArray, FloatArray]:
+def circular_deviation(values: FloatArray, periods: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Deviations ``[W, T, n]`` from each walker's (circular) mean ``[W, n]``."""
     circle = np.isfinite(periods)
     period = np.where(circle, periods, 2 * np.pi)
@@ -292,11 +300,11 @@ def _around_mean(values: FloatArray, periods: FloatArray) -> tuple[FloatArray, F
     return np.where(circle, (deviation + period / 2) % period - period / 2, deviation), centre
 
 
-def _unwrapped(values: FloatArray, periods: FloatArray) -> FloatArray:
+def unwrapped(values: FloatArray, periods: FloatArray) -> FloatArray:
     """Values with every periodic coordinate cut where the walkers' means leave the widest gap."""
     circle = np.isfinite(periods)
     period = np.where(circle, periods, 2 * np.pi)
-    deviation, centre = _around_mean(values, periods)
+    deviation, centre = circular_deviation(values, periods)
     means = np.sort(np.where(circle, centre % period, 0.0), axis=0)
     gaps = np.concatenate([np.diff(means, axis=0), means[:1] + period - means[-1:]])
     widest = gaps.argmax(axis=0)
@@ -308,7 +316,7 @@ def _unwrapped(values: FloatArray, periods: FloatArray) -> FloatArray:
 
 def _spread(values: FloatArray, periods: FloatArray) -> FloatArray:
     """Range ``[n]`` of the walkers' means."""
-    means = _unwrapped(values, periods).mean(axis=1)
+    means = unwrapped(values, periods).mean(axis=1)
     return means.max(axis=0) - means.min(axis=0)
 
 

@@ -8,30 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from pydantic import Field
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.special import logsumexp
 
 from ccg_gmx.errors import CcgError
 from ccg_gmx.free_energy.estimators import log_mean_weight, relative_variance
-from ccg_gmx.free_energy.fourier import FourierBasis
-from ccg_gmx.free_energy.surface_files import read_npz, write_npz
-from ccg_gmx.free_energy.torsion_grid import Basin, BoolArray, grid, shifted
-from ccg_gmx.records import FloatArray, FreeEnergySurface, WeightedDraws
+from ccg_gmx.free_energy.fourier import FourierBasis, row_blocks
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
+from ccg_gmx.free_energy.variance import smooth_noise
+from ccg_gmx.records import FloatArray, IntArray, WeightedDraws
 from ccg_gmx.settings import Settings
 
-FIT_VERSION = 1
-_VARIANCE_ORDER = 4
+__all__ = ["JointFitSettings", "PointEstimates", "SurfaceFit", "block_errors", "fit_surface", "jackknife"]
 
 
 class JointFitSettings(Settings):
     """How a surface is fitted to draws."""
 
     order: int = Field(default=8, ge=1, le=24, description="highest Fourier wave number per torsion")
+    pair_order: int = Field(
+        default=6, ge=0, le=24, description="highest wave number of pairs of torsions, with three or more; 0: none"
+    )
+    triple_order: int = Field(
+        default=2, ge=0, le=8, description="highest wave number of triples of torsions, with three or more; 0: none"
+    )
+    quadruple_order: int = Field(
+        default=1, ge=0, le=4, description="highest wave number of quadruples of torsions, with four or more; 0: none"
+    )
     tolerance_kT: float = Field(
         default=0.05, gt=0, description="error allowed at one point (kT): no point counts for more than 1/tolerance^2"
     )
@@ -45,6 +51,12 @@ class JointFitSettings(Settings):
     )
     max_iterations: int = Field(default=60, ge=1, description="Newton steps before giving up")
 
+    def limits(self, dims: int) -> tuple[int, ...]:
+        """Highest wave number of functions of 1, 2, ... torsions (``FourierBasis.limits``): full up to two torsions."""
+        if dims <= 2:
+            return (self.order,) * dims
+        return (self.order, self.pair_order, self.triple_order, self.quadruple_order)
+
 
 @dataclass(frozen=True)
 class PointEstimates:
@@ -54,11 +66,13 @@ class PointEstimates:
         s: ``[M, n_s]`` radians.
         log_z: ``[M]`` logarithm of the mean weight; -inf where every draw has weight zero.
         variance: ``[M]`` relative variance chi^2 / K of that mean; nan where every draw has weight zero.
+        record: ``[M]`` index of the record each point is from: a flow and turn of its own, with its own quality.
     """
 
     s: FloatArray
     log_z: FloatArray
     variance: FloatArray
+    record: IntArray
 
     @classmethod
     def of(cls, draws: WeightedDraws | Sequence[WeightedDraws]) -> PointEstimates:
@@ -74,115 +88,12 @@ class PointEstimates:
             np.concatenate([record.s for record in records]),
             np.concatenate([log_mean_weight(record.log_w) for record in records]),
             np.concatenate([relative_variance(record.log_w) / record.log_w.shape[1] for record in records]),
+            np.repeat(np.arange(len(records)), [len(record.s) for record in records]),
         )
 
     def take(self, rows: np.ndarray) -> PointEstimates:
         """Return some of the points (indices or a mask)."""
-        return PointEstimates(self.s[rows], self.log_z[rows], self.variance[rows])
-
-
-@dataclass(frozen=True)
-class SurfaceFit:
-    """A fitted surface ``f(s) = sum_j c_j phi_j(s)`` in kT, with its absolute offset (f = -ln Z).
-
-    Attributes:
-        order: highest wave number.
-        dims: number of torsions.
-        coefficients: ``[P]`` kT.
-        covariance: ``[P, P]`` kT^2, inflated by ``max(1, lack_of_fit)``.
-        lack_of_fit: chi-square per degree of freedom of the residuals; 1 when the basis can follow the surface.
-        points: coarse points fitted.
-        effective_parameters: trace of the hat matrix, at most P.
-    """
-
-    order: int
-    dims: int
-    coefficients: FloatArray
-    covariance: FloatArray
-    lack_of_fit: float
-    points: int
-    effective_parameters: float
-
-    @cached_property
-    def basis(self) -> FourierBasis:
-        """Functions that the coefficients belong to."""
-        return FourierBasis(self.order, self.dims)
-
-    def values(self, s: FloatArray) -> FloatArray:
-        """``[M]`` f at ``s [M, n_s]`` in kT, absolute: ln w + f(s) are weights normalised per point."""
-        return self.basis.design(s) @ self.coefficients
-
-    def errors(self, s: FloatArray) -> FloatArray:
-        """``[M]`` standard error of f at ``s [M, n_s]`` relative to its Boltzmann mean (kT)."""
-        return self._spread(self.basis.design(s) - self._boltzmann_mean)
-
-    def gradient(self, s: FloatArray) -> FloatArray:
-        """``[M, n_s]`` derivative of f in kT/rad."""
-        return self.basis.gradient(s, self.coefficients)
-
-    def surface(self, n: int, names: tuple[str, ...], temperature_K: float) -> FreeEnergySurface:
-        """Return f on the grid, with the standard error of f relative to its Boltzmann mean."""
-        f = self.basis.on_grid(n, self.coefficients)
-        error = self._spread(self.basis.grid_design(n) - self._boltzmann_mean).reshape(f.shape)
-        return shifted(f, names, temperature_K, error)
-
-    def delta_f(
-        self,
-        region_a: Basin | BoolArray,
-        region_b: Basin | BoolArray,
-        n: int = 100,
-        names: tuple[str, ...] = ("phi", "psi"),
-    ) -> tuple[float, float]:
-        """``f_A - f_B = -ln(Z_A / Z_B)`` and its standard error, both in kT.
-
-        Args:
-            region_a: basin, or mask ``[n] * n_s`` on the grid.
-            region_b: the other.
-            n: grid points per axis of the sum.
-            names: torsions in the order of s, which basins refer to.
-        """
-        points = grid(n, self.dims)
-        f = self.basis.on_grid(n, self.coefficients).ravel()
-        log_z, mean = [], []
-        for region in (region_a, region_b):
-            inside = region.mask(points, names) if isinstance(region, Basin) else np.ravel(region)
-            log_z.append(float(logsumexp(-f[inside])))
-            mean.append(np.exp(-f[inside] - log_z[-1]) @ self.basis.design(points[inside]))
-        # f_region = -ln sum exp(-f) has the Boltzmann mean of phi within the region as its derivative by c.
-        return log_z[1] - log_z[0], float(self._spread((mean[0] - mean[1])[None])[0])
-
-    def save(self, path: Path) -> None:
-        """Write as .npz."""
-        write_npz(
-            path,
-            version=np.array(FIT_VERSION),
-            shape=np.array([self.order, self.dims, self.points]),
-            coefficients=self.coefficients,
-            covariance=self.covariance,
-            quality=np.array([self.lack_of_fit, self.effective_parameters]),
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> SurfaceFit:
-        """Read what ``save`` wrote.
-
-        Raises:
-            CcgError: if the file is not a fit.
-        """
-        data = read_npz(path, ("version", "shape", "coefficients", "covariance", "quality"), FIT_VERSION)
-        order, dims, points = (int(x) for x in data["shape"])
-        lack, effective = (float(x) for x in data["quality"])
-        return cls(order, dims, data["coefficients"], data["covariance"], lack, points, effective)
-
-    @cached_property
-    def _boltzmann_mean(self) -> FloatArray:
-        n = 100 if self.dims <= 2 else 4 * self.order
-        f = self.basis.on_grid(n, self.coefficients).ravel()
-        return np.exp(-f - logsumexp(-f)) @ self.basis.grid_design(n)
-
-    def _spread(self, rows: FloatArray) -> FloatArray:
-        """Standard error of ``rows @ c``."""
-        return np.sqrt(np.maximum(((rows @ self.covariance) * rows).sum(axis=1), 0.0))
+        return PointEstimates(self.s[rows], self.log_z[rows], self.variance[rows], self.record[rows])
 
 
 def fit_surface(
@@ -198,10 +109,12 @@ def fit_surface(
     convex: Newton steps with halving find its one minimum. A point whose draws all have weight zero takes part.
 
     ``v = 1 / (chi^2/K + tolerance^2)``, smoothed over s by a low-order fit of its logarithm: taken point by point it
-    would favour the points that happened to miss their largest weights, and so bring the bias back. It is multiplied
-    by ``exp(-f / focus)``, f from a first least squares fit: a finite order cannot follow every steep slope of the
-    heights, and what it misses there would otherwise ring through the basins (on alanine dipeptide at order 8, this
-    divides the forward KL of the misfit by seven).
+    would favour the points that happened to miss their largest weights, and so bring the bias back. Each record has a
+    noise of its own, so draws of several flows and turns are fitted together: every mean weight is unbiased for the
+    same f whatever the flow, a bad flow's draws count as little as they deserve, and leaving them out gains nothing.
+    v is multiplied by ``exp(-f / focus)``, f from a first least squares fit: a finite order cannot follow every steep
+    slope of the heights, and what it misses there would otherwise ring through the basins (on alanine dipeptide at
+    order 8, this divides the forward KL of the misfit by seven).
 
     The ridge is a smoothness prior on the Laplacian: coefficient k has the prior size ``prior / |k|^2``. Where there
     are draws it does nothing; where there are none it keeps the surface quiet, and its uncertainty shows in the errors.
@@ -223,7 +136,7 @@ def fit_surface(
     points = draws if isinstance(draws, PointEstimates) else PointEstimates.of(draws)
     if not np.isfinite(points.log_z).any() or np.isnan(points.log_z).any():
         raise CcgError("no draw has any weight, or weights are nan", remedy="train the flow further")
-    basis = FourierBasis(settings.order, points.s.shape[1])
+    basis = FourierBasis(settings.order, points.s.shape[1], settings.limits(points.s.shape[1]))
     design = basis.design(points.s)
     ridge = basis.wave_number() ** 4 / settings.prior_kT**2
     v = _point_weights(points, settings)
@@ -278,42 +191,51 @@ def block_errors(
 
 
 def _point_weights(points: PointEstimates, settings: JointFitSettings) -> FloatArray:
-    """``[M]`` v = 1 / (chi^2/K + tolerance^2), its logarithm smoothed over s."""
+    """``[M]`` v = 1 / (chi^2/K + tolerance^2), smoothed over s record by record."""
     # A point without any weight says that its relative variance is at least 1.
     noise = np.where(np.isnan(points.variance), 1.0, points.variance) + settings.tolerance_kT**2
-    basis = FourierBasis(min(settings.order, _VARIANCE_ORDER), points.s.shape[1])
-    design, target = basis.design(points.s), np.log(noise)
-    level = target.mean()
-    normal = design.T @ design + np.diag(0.1 * basis.wave_number() ** 4)
-    smooth = level + design @ np.linalg.solve(normal + 1e-9 * np.eye(basis.size), design.T @ (target - level))
-    return np.exp(-smooth)
+    return 1.0 / smooth_noise(points.s, noise, points.record, settings.order)
+
+
+def _weighted_gram(design: FloatArray, weights: FloatArray) -> FloatArray:
+    """``[P, P]`` sum_m weights_m phi_m phi_m^T, in blocks of rows: no second copy of the design matrix."""
+    total = np.zeros((design.shape[1],) * 2)
+    for rows in row_blocks(len(design)):
+        root = design[rows] * np.sqrt(weights[rows, None])
+        total += root.T @ root
+    return total
 
 
 def _least_squares(design: FloatArray, log_z: FloatArray, v: FloatArray, ridge: FloatArray) -> FloatArray:
     """Weighted ridge fit of -ln Z^: biased, but close."""
     seen = np.isfinite(log_z)
-    weighted = design[seen] * v[seen, None]
-    return cho_solve(cho_factor(weighted.T @ design[seen] + np.diag(ridge)), -weighted.T @ log_z[seen])
+    weights, target = np.where(seen, v, 0.0), np.where(seen, -log_z, 0.0)
+    return cho_solve(cho_factor(_weighted_gram(design, weights) + np.diag(ridge)), design.T @ (weights * target))
 
 
 def _newton(
     design: FloatArray, log_z: FloatArray, v: FloatArray, ridge: FloatArray, start: FloatArray, steps: int
 ) -> FloatArray:
+    """Minimise the convex loss by Newton steps with halving.
+
+    A factorised Hessian costs as much as hundreds of scores, so it is kept for as long as the Newton decrement falls
+    tenfold per step. That changes the path, not the minimum.
+    """
+
     def loss(c: FloatArray) -> float:
         f = design @ c
         with np.errstate(over="ignore"):
             return float(v @ (np.exp(log_z + f) - f) + 0.5 * ridge @ c**2)
 
     c, now = start, loss(start)
+    factor, decrement = None, np.inf
     for _ in range(steps):
         ratio = np.exp(log_z + design @ c)
         score = design.T @ (v * (ratio - 1)) + ridge * c
-        root = design * np.sqrt(v * ratio)[:, None]
-        hessian = root.T @ root + np.diag(ridge)
-        # One point far below its neighbours can outweigh all others beyond double precision. This much damping is felt
-        # only then, and it bends the path of the steps, not where they end.
-        hessian[np.diag_indices_from(hessian)] += 1e-12 * hessian.diagonal().max()
-        step = cho_solve(cho_factor(hessian), score)
+        step = None if factor is None else cho_solve(factor, score)
+        if step is None or score @ step > 0.1 * decrement:
+            factor = _hessian_factor(design, v * ratio, ridge)
+            step = cho_solve(factor, score)
         decrement = float(score @ step)
         if decrement < 1e-9:
             return c - step
@@ -327,6 +249,14 @@ def _newton(
     )
 
 
+def _hessian_factor(design: FloatArray, weights: FloatArray, ridge: FloatArray) -> tuple[FloatArray, bool]:
+    hessian = _weighted_gram(design, weights) + np.diag(ridge)
+    # One point far below its neighbours can outweigh all others beyond double precision. This much damping is felt
+    # only then, and it bends the path of the steps, not where they end.
+    hessian[np.diag_indices_from(hessian)] += 1e-12 * hessian.diagonal().max()
+    return cholesky(hessian, lower=True), True
+
+
 def _with_covariance(
     basis: FourierBasis,
     design: FloatArray,
@@ -336,14 +266,12 @@ def _with_covariance(
     coefficients: FloatArray,
 ) -> SurfaceFit:
     ratio = np.exp(points.log_z + design @ coefficients)
-    root = design * np.sqrt(v)[:, None]
-    hessian = root.T @ root + np.diag(ridge)
-    lower = np.linalg.cholesky(hessian)
-    leverage = (solve_triangular(lower, root.T, lower=True) ** 2).sum(axis=0)
+    factor = (cholesky(_weighted_gram(design, v) + np.diag(ridge), lower=True), True)
+    leverage = np.empty(len(v))
+    for rows in row_blocks(len(v)):
+        leverage[rows] = v[rows] * (solve_triangular(factor[0], design[rows].T, lower=True) ** 2).sum(axis=0)
     residual = (ratio - 1) / np.sqrt(1 - leverage)
-    scores = design * (v * residual)[:, None]
-    factor = (lower, True)
-    bread = cho_solve(factor, scores.T @ scores + np.diag(ridge))
+    bread = cho_solve(factor, _weighted_gram(design, (v * residual) ** 2) + np.diag(ridge))
     covariance = cho_solve(factor, bread.T)
     # s_m^2 e^2f / K is an unbiased estimate of the residual's variance, whatever the weights' distribution.
     expected = v @ (ratio**2 * np.where(np.isnan(points.variance), 0.0, points.variance))
@@ -356,4 +284,5 @@ def _with_covariance(
         lack,
         len(points.s),
         float(leverage.sum()),
+        basis.limits,
     )

@@ -14,11 +14,13 @@ BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 class Basin(Settings):
-    """A named box in the torsions, half-open on each axis, that may cross +-180 degrees."""
+    """A named box in the torsions, half-open on each axis, that may cross +-180 degrees; unnamed torsions are free."""
 
     name: str = Field(description="name of the state, C7eq for instance", min_length=1)
     ranges: dict[str, tuple[float, float]] = Field(
-        description="torsion name -> (from, to) in degrees, going upwards; (150, -150) crosses 180", min_length=1
+        description="torsion name -> (from, to) in degrees, going upwards; (150, -150) crosses 180; a torsion left out "
+        "is unrestricted",
+        min_length=1,
     )
 
     @field_validator("ranges")
@@ -33,16 +35,32 @@ class Basin(Settings):
         """``[...]`` True where ``s [..., n_s]`` (radians; axes in the order of ``names``) lies in the basin.
 
         Raises:
-            CcgError: if the basin names other torsions.
+            CcgError: if the basin names an unknown torsion.
         """
-        if set(self.ranges) != set(names):
-            raise CcgError(f"basin {self.name} names {sorted(self.ranges)}", expected=f"exactly {sorted(names)}")
+        self.require_known(names)
         inside = np.ones(s.shape[:-1], dtype=np.bool_)
         for axis, name in enumerate(names):
-            low, high = self.ranges[name]
-            width = 360.0 if abs(high - low) == 360 else (high - low) % 360
-            inside &= (s[..., axis] * DEGREES_PER_RADIAN - low) % 360 < width
+            inside &= self.axis_mask(s[..., axis], name)
         return inside
+
+    def axis_mask(self, angle: FloatArray, name: str) -> BoolArray:
+        """``[...]`` True where that torsion (radians) lies in the basin's range, everywhere if it has none."""
+        if name not in self.ranges:
+            return np.ones(angle.shape, dtype=np.bool_)
+        low, high = self.ranges[name]
+        width = 360.0 if abs(high - low) == 360 else (high - low) % 360
+        return (angle * DEGREES_PER_RADIAN - low) % 360 < width
+
+    def require_known(self, names: tuple[str, ...]) -> None:
+        """Check that the basin names some of these torsions and no other.
+
+        Raises:
+            CcgError: if it names another.
+        """
+        if unknown := sorted(set(self.ranges) - set(names)):
+            raise CcgError(
+                f"basin {self.name} names the torsions {unknown}", expected=f"some of {list(names)}, and no others"
+            )
 
 
 def grid_points(n: int) -> FloatArray:
@@ -62,7 +80,7 @@ def shifted(
     """Surface with its minimum at 0; errors default to nan (unknown).
 
     Args:
-        f: ``[n]`` or ``[n, n]`` kT, inf where nothing is known.
+        f: ``[n] * d`` kT, inf where nothing is known.
         names: one per axis.
         temperature_K: temperature.
         error: same shape, kT.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.errors import CcgError
+from ccg_gmx.free_energy.estimators import jackknife_error
 from ccg_gmx.records import CoarseSplit, FloatArray, WeightedDraws
 
 Array = TypeVar("Array", FloatArray, Tensor)
@@ -37,6 +38,9 @@ class ConditionalDensity(Protocol):
 
     def push_rest(self, s: Tensor, b: Tensor, z_y: Tensor, /) -> tuple[Tensor, Tensor]:
         """Map noise to ``y [B, n_y]`` and ``ln q(y | s, b) [B]``, differentiable in s and b."""
+
+    def push(self, s: Tensor, z_b: Tensor, z_y: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
+        """Map noise to ``b [B, n_b]``, ``y [B, n_y]`` and ``ln q(b, y | s) [B]``, differentiable in s."""
 
 
 def log_weights(u: Array, log_q: Array) -> Array:
@@ -102,6 +106,50 @@ def draw_weights(
     return draw_ladder(flow, target, s, K, seed, chunk, progress)[0]
 
 
+def draw_gradients(
+    flow: ConditionalDensity,
+    target: Target,
+    s: FloatArray,
+    K: int,
+    seed: int,
+    chunk: int = 8192,
+    log_rho: FloatArray | None = None,
+    progress: Progress | None = None,
+) -> WeightedDraws:
+    """Draw (b, y) at fixed coarse points: log-weights and the mean force of ``f(s) = -ln Z(s)``.
+
+    The same path-wise estimate as ``draw_bead_gradients``, which documents it, one level up: the noise of both parts of
+    the ladder is held fixed, so b moves with s as well as y. The gradient needs the derivative of an energy, about
+    two to three times the cost of the weight alone.
+
+    Where the target is +inf inside the support of the flow, the edge of the allowed region moves with s at fixed noise,
+    and no derivative of a weight sees that: such walls belong into the support of the flow.
+
+    Args:
+        flow: conditional density.
+        target: reduced potential, differentiable.
+        s: ``[M, n_s]`` radians.
+        K: draws per point, at least 2.
+        seed: seed of the draws.
+        chunk: draws evaluated at once (memory).
+        log_rho: ``[M]`` log-density of the proposal of s, kept for the record; nan when not given.
+        progress: called with (draws done, draws in all) after every chunk.
+
+    Returns:
+        Draws with ``b = None``, ``gradient`` and ``gradient_error`` ``[M, n_s]`` (kT per rad).
+
+    Raises:
+        CcgError: if an energy, a density or the gradient of a draw with non-zero weight is not a number.
+    """
+
+    def restore(at: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        b, y, log_q = flow.push(at, *flow.base_noise(len(at), generator))
+        return target(at, b, y), log_q
+
+    log_w, gradient, error = _draw_slopes(restore, _as_tensor(s), K, seed, chunk, progress)
+    return WeightedDraws(np.asarray(s), log_w, _proposal(log_rho, len(s)), log_w.size, None, gradient, error)
+
+
 def draw_bead_gradients(
     flow: ConditionalDensity,
     target: Target,
@@ -117,7 +165,7 @@ def draw_bead_gradients(
 
     At fixed noise z the weight is a differentiable function of (s, b), so ``f = -ln mean_k w_k`` has the path-wise
     derivative ``-sum_k w~_k d ln w_k / d(s, b)`` with w~ the normalised weights (what autograd of the logsumexp
-    gives). Its standard error is that of a ratio of means (delta method) over the K draws. As any self-normalised
+    gives). Its standard error is ``estimators.jackknife_error`` over the K draws. As any self-normalised
     average it has a bias of order 1/K. An exact flow has ``d ln w = d ln Z`` for every draw: no variance at all.
 
     Args:
@@ -137,23 +185,17 @@ def draw_bead_gradients(
     Raises:
         CcgError: if an energy, a density or the gradient of a draw with non-zero weight is not a number.
     """
-    if K < 2:
-        raise CcgError(f"{K} draws per point", expected="at least 2 for a standard error", remedy="raise K")
-    beads = torch.cat([_as_tensor(s), _as_tensor(b)], dim=1)
-    n_s, M = s.shape[1], len(beads)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    log_w, slopes = np.empty(M * K), np.empty((M * K, beads.shape[1]))
-    for rows in _chunks(M * K, chunk, progress):
-        at = beads[torch.arange(rows.start, rows.stop) // K].requires_grad_(True)
+    n_s = s.shape[1]
+
+    def restore(at: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         _, noise = flow.base_noise(len(at), generator)
         y, log_q = flow.push_rest(at[:, :n_s], at[:, n_s:], noise)
-        u = target(at[:, :n_s], at[:, n_s:], y)
-        (slope,) = torch.autograd.grad(log_weights(u, log_q).sum(), at)
-        log_w[rows] = _checked_log_weights(u.detach(), log_q.detach())
-        slopes[rows] = slope.double().cpu().numpy()
-    gradient, error = _self_normalised_slope(log_w.reshape(M, K), slopes.reshape(M, K, -1))
-    rho = np.full(M, np.nan) if log_rho is None else np.asarray(log_rho, dtype=np.float64)
-    return WeightedDraws(np.asarray(s), log_w.reshape(M, K), rho, M * K, np.asarray(b), gradient, error)
+        return target(at[:, :n_s], at[:, n_s:], y), log_q
+
+    beads = torch.cat([_as_tensor(s), _as_tensor(b)], dim=1)
+    log_w, gradient, error = _draw_slopes(restore, beads, K, seed, chunk, progress)
+    rho = _proposal(log_rho, len(s))
+    return WeightedDraws(np.asarray(s), log_w, rho, log_w.size, np.asarray(b), gradient, error)
 
 
 @torch.no_grad()
@@ -184,8 +226,40 @@ def forward_log_weights(flow: ConditionalDensity, split: CoarseSplit, chunk: int
     return out
 
 
+def _draw_slopes(
+    restore: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]],
+    points: Tensor,
+    K: int,
+    seed: int,
+    chunk: int,
+    progress: Progress | None,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """``[M, K]`` log-weights and ``[M, n]`` gradient of f with its error, at ``points [M, n]``.
+
+    ``restore`` gives u and ln q of one draw at every row of what it is given, differentiable in it.
+    """
+    if K < 2:
+        raise CcgError(f"{K} draws per point", expected="at least 2 for a standard error", remedy="raise K")
+    M, n = points.shape
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    log_w, slopes = np.empty(M * K), np.empty((M * K, n))
+    for rows in _chunks(M * K, chunk, progress):
+        at = points[torch.arange(rows.start, rows.stop) // K].requires_grad_(True)
+        u, log_q = restore(at, generator)
+        (slope,) = torch.autograd.grad(log_weights(u, log_q).sum(), at)
+        log_w[rows] = _checked_log_weights(u.detach(), log_q.detach())
+        slopes[rows] = slope.double().cpu().numpy()
+    gradient, error = _self_normalised_slope(log_w.reshape(M, K), slopes.reshape(M, K, n))
+    return log_w.reshape(M, K), gradient, error
+
+
+def _proposal(log_rho: FloatArray | None, points: int) -> FloatArray:
+    """``[M]`` log-density of a proposal; one that is not known must not pass for a uniform one."""
+    return np.full(points, np.nan) if log_rho is None else np.asarray(log_rho, dtype=np.float64)
+
+
 def _self_normalised_slope(log_w: FloatArray, slopes: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weighted mean of ``-slopes [M, K, n]`` over K, and its delta-method standard error."""
+    """Weighted mean of ``-slopes [M, K, n]`` over K, and its jackknife standard error."""
     with np.errstate(invalid="ignore"):
         weights = np.exp(log_w - np.logaddexp.reduce(log_w, axis=1, keepdims=True))[..., None]
     # A weightless draw has w dlnw -> 0 in the limit, but autograd returns 0 * inf = nan for it.
@@ -197,9 +271,9 @@ def _self_normalised_slope(log_w: FloatArray, slopes: FloatArray) -> tuple[Float
             remedy="check the energy at coinciding atoms and at the edge of a coordinate's support",
         )
     mean = (weights * slopes).sum(axis=1)
-    K = log_w.shape[1]
-    error = np.sqrt(K / (K - 1) * ((weights * (slopes - mean[:, None])) ** 2).sum(axis=1))
-    return -mean, error
+    error = jackknife_error(weights[..., 0], weights * (slopes - mean[:, None]))
+    # Where a single draw has any weight, its slope is all that is known: it may be wrong by all of its size.
+    return -mean, np.where(np.isinf(error), np.abs(mean), error)
 
 
 def _checked_log_weights(u: Tensor, log_q: Tensor) -> FloatArray:

@@ -51,6 +51,7 @@ class HiddenModeReport:
         walker_ps: time compared, per walker.
         left: assumption -> walkers that left it (handedness, cis/trans); they were not compared.
         hot_forward_ess_fraction: effective fraction of the flows as these walkers see it; nan without flows.
+        relevant_kT: states higher than this above the lowest were not counted.
         evaluations: energies computed.
     """
 
@@ -62,6 +63,7 @@ class HiddenModeReport:
     walker_ps: float
     left: dict[str, int]
     hot_forward_ess_fraction: float
+    relevant_kT: float
     evaluations: int
 
     @property
@@ -217,6 +219,7 @@ def run_check(
         walker_ps=run.series.total_ps,
         left=run.left,
         hot_forward_ess_fraction=seen,
+        relevant_kT=settings.relevant_kT,
         evaluations=run.evaluations,
     )
     return report, run
@@ -264,6 +267,7 @@ def load_check(folder: Path) -> tuple[HiddenModeReport, WalkerSeries]:
         hot_forward_ess_fraction=nan
         if content["hot_forward_ess_fraction"] is None
         else content["hot_forward_ess_fraction"],
+        relevant_kT=content["relevant_kT"],
         evaluations=content["evaluations"],
     )
     keys = ("version", "values", "energy", "names", "periods", "points", "point", "hot", "total_ps")
