@@ -47,7 +47,7 @@ class Cycle:
         self._check_reference()
         self.inputs = self._prepare()
         flows = self._train_likelihood()
-        proposal = self._one("proposal", coarse.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
+        proposal = self._one("proposal", surface.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
         turns: list[Turn] = []
         drawn: list[list[Path]] = []
         previous: Path | None = None
@@ -224,7 +224,7 @@ class Cycle:
                 "cells": self._cells(),
                 "members": len(flows),
                 "uniform_fraction": given.final_uniform_fraction,
-                "temperature_factor": given.temperature_factor,
+                "exponent": given.final_exponent,
                 "bias_tolerance_kT": given.bias_tolerance_kT,
                 "point_error_kT": given.point_error_kT,
                 "min_draws": given.min_draws,
@@ -267,7 +267,7 @@ class Cycle:
             "groups": len(drawn),
             "first_new": first_new,
         }
-        return self._one("surface", coarse.make_surface, settings, {"system": self.inputs["system"], **inputs})
+        return self._one("surface", surface.make_surface, settings, {"system": self.inputs["system"], **inputs})
 
     def _coarse_model(
         self, flows: list[Path], surface: Path, before: dict[str, Path], label: str, steps: int
@@ -326,7 +326,7 @@ class Cycle:
             "temperature_factor": given.temperature_factor,
             "members": self.workflow.cycle.members,
         }
-        return self._one("proposal", coarse.next_proposal, settings, {"surface": surface, "coarse": walkers})
+        return self._one("proposal", surface.next_proposal, settings, {"surface": surface, "coarse": walkers})
 
     def _range(self) -> range:
         return range(self.workflow.cycle.members)

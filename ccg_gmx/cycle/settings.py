@@ -84,6 +84,9 @@ class DrawSettings(Settings):
     final_uniform_fraction: float = Field(
         0.2, description="part of the final points drawn uniformly; the others go where the error matters", gt=0, le=1
     )
+    final_exponent: float = Field(
+        0.5, description="those go as p^exponent: 1 is best for populations, 1/2 for the surface", gt=0, le=1
+    )
     error_tolerance_kT: float = Field(
         0.05, description="standard error of f wanted everywhere below diagnostics.f_cap_kT", gt=0
     )

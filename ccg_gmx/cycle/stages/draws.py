@@ -52,7 +52,7 @@ def plan_draws(work: Work) -> None:
         fit.basis.on_grid(n, fit.coefficients),
         np.mean(chi2, axis=0),
         uniform=settings["uniform_fraction"],
-        temperature_factor=settings["temperature_factor"],
+        exponent=settings["exponent"],
     )
     counts = [
         draws_needed(
