@@ -14,7 +14,7 @@ from typing import Any
 
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.proposal import cells_per_torsion
-from ccg_gmx.cycle.stages import coarse, draws, fine, learn, restore
+from ccg_gmx.cycle.stages import coarse, draws, fine, learn, restore, surfaces
 from ccg_gmx.cycle.stages.hidden_modes import check_hidden_modes
 from ccg_gmx.cycle.store import Job, StageFunction, Store
 from ccg_gmx.cycle.turns import Results, Turn, assess_turn, largest_error
@@ -47,7 +47,7 @@ class Cycle:
         self._check_reference()
         self.inputs = self._prepare()
         flows = self._train_likelihood()
-        proposal = self._one("proposal", surface.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
+        proposal = self._one("proposal", surfaces.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
         turns: list[Turn] = []
         drawn: list[list[Path]] = []
         previous: Path | None = None
@@ -267,7 +267,7 @@ class Cycle:
             "groups": len(drawn),
             "first_new": first_new,
         }
-        return self._one("surface", surface.make_surface, settings, {"system": self.inputs["system"], **inputs})
+        return self._one("surface", surfaces.make_surface, settings, {"system": self.inputs["system"], **inputs})
 
     def _coarse_model(
         self, flows: list[Path], surface: Path, before: dict[str, Path], label: str, steps: int
@@ -326,7 +326,7 @@ class Cycle:
             "temperature_factor": given.temperature_factor,
             "members": self.workflow.cycle.members,
         }
-        return self._one("proposal", surface.next_proposal, settings, {"surface": surface, "coarse": walkers})
+        return self._one("proposal", surfaces.next_proposal, settings, {"surface": surface, "coarse": walkers})
 
     def _range(self) -> range:
         return range(self.workflow.cycle.members)
