@@ -108,10 +108,7 @@ def coverage(phi: float, frames: int, runs: int, settings: BootstrapSettings, st
     for _ in range(REPEATS):
         x, run = ar1(phi, frames, rng, runs)
         y = x if statistic == "mean" else np.exp(x)
-        value = (
-            (lambda rows, y=y: y[rows].mean()) if statistic == "mean" else (lambda rows, y=y: np.log(y[rows].mean()))
-        )
-        found = estimate(value, run, y, settings)
+        found = estimate(lambda rows, y=y: finish(y[rows].mean()), run, y, settings)
         hits += found.low <= exact <= found.high
     return hits / REPEATS
 
@@ -253,7 +250,7 @@ def test_bar_of_correlated_frames_has_the_right_error() -> None:
 
 
 def test_forward_ess_and_lower_bound_with_errors() -> None:
-    system, rng = Gaussians(1.2), np.random.default_rng(21)  # at sqrt(2) the variance of 1 / w diverges
+    system, rng = Gaussians(1.2), np.random.default_rng(21)  # towards sqrt(2) the variance of 1 / w diverges
     c = system.c
     ess, lower = np.sqrt(2 * c**2 - 1) / c**2, system.f - (np.log(c) + 0.5 / c**2 - 0.5)
     hits = np.zeros(2)
@@ -265,4 +262,7 @@ def test_forward_ess_and_lower_bound_with_errors() -> None:
         assert found[0].value == forward_ess_fraction(log_w)
         assert found[1].value == pytest.approx(sandwich(log_w, log_w[:, None]).lower)
         hits += [f.low <= exact <= f.high for f, exact in zip(found, (ess, lower), strict=True)]
-    assert (hits >= 51).all(), "fewer than 51 of 60 at 95 % coverage has a chance of 0.1 %"
+    # fewer than 51 of 60 has a chance of 0.4 % at the 93 % that the bound reaches; few frames in the tails decide
+    # the fraction, whose interval covers 87 %, as its docstring says: below 46 has a chance of 0.6 %
+    assert hits[0] >= 46
+    assert hits[1] >= 51

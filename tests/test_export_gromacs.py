@@ -122,14 +122,16 @@ def _unit(v: FloatArray) -> FloatArray:
 
 def internal(x: FloatArray, molecule: CoarseMolecule) -> tuple[FloatArray, FloatArray]:
     """(s, b) of bead positions in float64 (MDAnalysis works in float32), by arctan2: independent of :func:`place`."""
-    b = [_length_or_angle(*(x[:, i] for i in beads)) for beads in molecule.terms]
+    b = [_coordinate(*(x[:, i] for i in beads)) for beads in molecule.terms]
     s = [_torsion(*(x[:, i] for i in beads)) for beads in molecule.torsions]
     return np.stack(s, axis=1), np.stack(b, axis=1)
 
 
-def _length_or_angle(*beads: FloatArray) -> FloatArray:
+def _coordinate(*beads: FloatArray) -> FloatArray:
     if len(beads) == 2:
         return np.linalg.norm(beads[1] - beads[0], axis=1)
+    if len(beads) == 4:
+        return _torsion(*beads)
     u, v = beads[0] - beads[1], beads[2] - beads[1]
     return np.arctan2(np.linalg.norm(np.cross(u, v), axis=1), np.sum(u * v, axis=1))
 

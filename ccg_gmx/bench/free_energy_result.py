@@ -1,0 +1,287 @@
+"""The free energy benchmark in numbers: the JSON, and a table for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ccg_gmx.bench.convergence import Arrival, Point, PowerLaw, arrival, best_forward_kl, fit_one_over_n
+from ccg_gmx.bench.enhanced import Curve, mean_curve
+from ccg_gmx.bench.our_cycle import Seed
+from ccg_gmx.bench.plain_md import MdTask, Speed, load_histograms, md_curve, pooled_transitions
+from ccg_gmx.bench.two_state import Relaxation, Transitions, relaxation, short_walker_factor
+from ccg_gmx.records import FloatArray
+
+MARK = 1e-3
+"""Forward KL at which published work stops."""
+
+PUBLISHED = "published (arXiv 2402.01195, ff96 + OBC1): 15.9 to 216 times fewer evaluations than MD"
+HOW = {
+    "forward_kl": "sum of p ln(p / q) in nats over 100 x 100 bins, p the reference; its noise is not subtracted",
+    "evaluations": "all energies of a run: MD steps, minimisation, training, draws, thrown-away ones",
+    "others": "each surface of MD and of the adaptive bias is smoothed so that its own forward KL is smallest (kernel "
+    "width and uniform part chosen with the reference in hand); ours are scored as they are",
+    "md": "walkers start in equilibrium (torsions drawn from the reference), so that MD has no burn-in",
+    "wall": "ours as it was; the others' evaluations over the speed of one core times the number of cores",
+    "two_state_theory": "KL = tau / T of the slowest step alone: less than MD needs",
+}
+
+
+@dataclass(frozen=True)
+class MdResult:
+    """What plain MD says about the evaluations it needs.
+
+    Attributes:
+        points: measured forward KL at doubling numbers of steps.
+        law: fitted 1/N law, None with too few points.
+        relaxation: of the slowest step, None if no transition was seen.
+        transitions: between the cores.
+        walker_steps: length of each walker.
+    """
+
+    points: list[Point]
+    law: PowerLaw | None
+    relaxation: Relaxation | None
+    transitions: Transitions
+    walker_steps: float
+
+    @property
+    def source(self) -> str | None:
+        """Which of the two extrapolations is used: the fit where it is established, else theory."""
+        if self.law is not None and self.law.established:
+            return "fit"
+        return "two-state theory" if self.relaxation is not None else None
+
+    @property
+    def c(self) -> float:
+        """Constant of KL = c / N, nats times steps; nan where nothing is known."""
+        if self.source == "fit" and self.law is not None:
+            return self.law.c
+        return self.relaxation.tau_steps if self.relaxation is not None else math.nan
+
+    @property
+    def largest(self) -> float:
+        """Steps of all walkers together."""
+        return self.points[-1].evaluations
+
+    def evaluations(self, kl: float) -> float:
+        """Steps at which plain MD reaches a forward KL, measured or extrapolated."""
+        return self.c / kl
+
+
+def measure_md(p: FloatArray, p_b: float, tasks: dict[str, list[MdTask]]) -> MdResult:
+    """Score finished batches of plain MD.
+
+    Args:
+        p: ``[n, n]`` probabilities of the reference.
+        p_b: population of the second state.
+        tasks: ``equilibrium`` and ``rare`` batches.
+    """
+    points = md_curve(p, tasks["equilibrium"])
+    parts = [pooled_transitions(load_histograms(batch, batch[0].segments)) for batch in tasks.values()]
+    transitions = parts[0] + parts[1]
+    steps = float(tasks["equilibrium"][0].segments * tasks["equilibrium"][0].segment_steps)
+    return MdResult(points, fit_one_over_n(points), relaxation(transitions, p_b), transitions, steps)
+
+
+def assemble(
+    reference: dict[str, Any],
+    seeds: Sequence[Seed],
+    biased: Sequence[Curve],
+    md: MdResult,
+    single: dict[str, Any],
+    speed: Speed,
+    dt_ps: float,
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the result together.
+
+    Args:
+        reference: system, temperature and noise floor.
+        seeds: our cycles.
+        biased: adaptive-bias runs.
+        md: plain MD.
+        single: of :func:`score_single`.
+        speed: of plain MD on one core.
+        dt_ps: time step.
+        machine: what it ran on, with ``cores``.
+    """
+    cores = int(machine["cores"])
+    ratios = [md.evaluations(seed.forward_kl) / seed.evaluations for seed in seeds]
+    walls = [md.evaluations(seed.forward_kl) / (speed.best * cores) / seed.wall_s for seed in seeds]
+    return {
+        **reference,
+        "seeds": [seed.row() for seed in seeds],
+        **_ratio("ratio_to_md", ratios),
+        **_ratio("ratio_to_md_wall", walls),
+        "enhanced": _enhanced_block(seeds, biased, cores),
+        "md": _md_block(seeds, md, single, speed, dt_ps),
+        "published": PUBLISHED,
+        "how": HOW,
+        "machine": machine,
+    }
+
+
+def score_single(p: FloatArray, tasks: Sequence[MdTask]) -> dict[str, Any]:
+    """Forward KL of plain MD from one structure, all walkers in one histogram.
+
+    Args:
+        p: ``[n, n]`` probabilities of the reference.
+        tasks: finished batches.
+    """
+    counts = load_histograms(tasks, tasks[0].segments)["counts"]
+    score = best_forward_kl(p, counts.sum(axis=0, dtype=np.float64))
+    steps = tasks[0].segments * tasks[0].segment_steps
+    return {
+        "evaluations": steps * len(counts),
+        "walkers": len(counts),
+        "forward_kl": score.kl,
+        "forward_kl_raw": score.raw,
+        "kernel_degrees": score.kernel_degrees,
+        "uniform_part": score.uniform_part,
+    }
+
+
+def _ratio(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Geometric mean and range."""
+    return {
+        name: float(np.exp(np.mean(np.log(values)))),
+        f"{name}_range": [float(min(values)), float(max(values))],
+    }
+
+
+def _md_block(
+    seeds: Sequence[Seed], md: MdResult, single: dict[str, Any], speed: Speed, dt_ps: float
+) -> dict[str, Any]:
+    law, relaxed = md.law, md.relaxation
+    ns = dt_ps * 1e-3
+    block: dict[str, Any] = {
+        "slope": law.slope if law else None,
+        "slope_error": law.slope_error if law else None,
+        "c": law.c if law else None,
+        "c_error": law.c_error if law else None,
+        "fitted_from_to": [law.first, law.last] if law else None,
+        "established": bool(law and law.established),
+        "extrapolated_by": md.source,
+        "extrapolated": {
+            f"{MARK:g}": md.evaluations(MARK),
+            **{f"cycle seed {seed.seed}": md.evaluations(seed.forward_kl) for seed in seeds},
+        },
+        "largest_N": md.largest,
+        "walker_ns": md.walker_steps * ns,
+        "transitions": vars(md.transitions),
+        "single_start": single,
+        "steps_per_s_one_core": speed.row(),
+        "points": [point.row() for point in md.points],
+    }
+    if relaxed is not None:
+        block |= {
+            "tau_ns": relaxed.tau_steps * ns,
+            "tau_error_ns": relaxed.tau_error * ns,
+            "tau_from_transitions": relaxed.transitions,
+            "c_two_state": relaxed.tau_steps,
+            "short_walker_factor": short_walker_factor(md.walker_steps, relaxed.tau_steps),
+        }
+    return block
+
+
+def _enhanced_block(seeds: Sequence[Seed], curves: Sequence[Curve], cores: int) -> dict[str, Any]:
+    evaluations, kl = mean_curve(curves)
+    speed = float(np.mean([curve.steps_per_s for curve in curves]))
+    reached = [arrival(evaluations, kl, seed.forward_kl) for seed in seeds]
+    ratios = [there.evaluations / seed.evaluations for there, seed in zip(reached, seeds, strict=True)]
+    walls = [there.evaluations / (speed * cores) / seed.wall_s for there, seed in zip(reached, seeds, strict=True)]
+    mark = arrival(evaluations, kl, MARK)
+    return {
+        "method": curves[0].method,
+        **_ratio("ratio", ratios),
+        **_ratio("ratio_wall", walls),
+        "extrapolated": any(there.extrapolated for there in reached),
+        f"evaluations_at_{MARK:g}": _arrival_row(mark),
+        "steps_per_s_one_core": speed,
+        "mean": {"evaluations": list(evaluations), "forward_kl": list(kl)},
+        "seeds": [vars(curve) for curve in curves],
+    }
+
+
+def _arrival_row(there: Arrival) -> dict[str, Any]:
+    return {"evaluations": there.evaluations, "extrapolated": there.extrapolated}
+
+
+def result_text(result: dict[str, Any]) -> str:
+    """Format the result as a table for people.
+
+    Args:
+        result: of ``Bench.run``.
+    """
+    machine, floor = result["machine"], result["noise_floor"]
+    load = machine["load_average"]
+    lines = [
+        f"{result['system']}, {result['temperature_K']:g} K; noise floor of the reference {floor:.1e} nats",
+        f"{machine['processor']}, {machine['cores']} cores, GROMACS {machine['gmx']}, load {load['before']:.1f} to "
+        f"{load['after']:.1f}",
+        f"{'our cycle':<12} {'forward KL':>10} {'RMSD / kT':>10} {'delta_f / kJ/mol':>18} {'evaluations':>12} "
+        f"{'wall / s':>9}",
+    ]
+    for row in result["seeds"]:
+        difference = f"{row['delta_f_kJ_mol']:.2f} +- {row['delta_f_error']:.2f}"
+        lines.append(
+            f"seed {row['seed']:<7} {row['forward_kl']:>10.2e} {row['rmsd_kT']:>10.3f} {difference:>18} "
+            f"{row['evaluations']:>12.3g} {row['wall_s']:>9.0f}"
+        )
+    lines += _md_text(result) + _enhanced_text(result)
+    lines.append(result["published"])
+    return "\n".join(lines + [f"{name}: {how}" for name, how in result["how"].items()])
+
+
+def _span(block: dict[str, Any], name: str) -> str:
+    low, high = block[f"{name}_range"]
+    return f"{block[name]:.3g} (range {low:.3g} to {high:.3g})"
+
+
+def _md_text(result: dict[str, Any]) -> list[str]:
+    md = result["md"]
+    single, lines = md["single_start"], []
+    raw = "infinite" if not math.isfinite(single["forward_kl_raw"]) else f"{single['forward_kl_raw']:.2g}"
+    lines.append(
+        f"plain MD from one structure, {single['evaluations']:.3g} steps: forward KL {single['forward_kl']:.2g} "
+        f"smoothed, {raw} as it is"
+    )
+    last = md["points"][-1]
+    lines.append(f"plain MD from equilibrium, {md['largest_N']:.3g} steps: forward KL {last['kl']:.2g}")
+    if md["slope"] is not None:
+        first, end = md["fitted_from_to"]
+        word = "established" if md["established"] else "NOT established"
+        lines.append(
+            f"  slope {md['slope']:.2f} +- {md['slope_error']:.2f} from {first:.2g} to {end:.2g} steps; 1/N is {word}; "
+            f"c = {md['c']:.3g} +- {md['c_error']:.2g} steps"
+        )
+    if "tau_ns" in md:
+        lines.append(
+            f"  two states: tau {md['tau_ns']:.3g} +- {md['tau_error_ns']:.2g} ns from {md['tau_from_transitions']} "
+            f"transitions, so c = {md['c_two_state']:.3g} steps"
+        )
+    if md["extrapolated_by"] is None:
+        return [*lines, "  too short to say how many steps MD needs: give more --md-steps"]
+    lines.append(
+        f"  forward KL {MARK:g} after {md['extrapolated'][f'{MARK:g}']:.3g} steps, by {md['extrapolated_by']}",
+    )
+    lines.append(f"ratio to MD at equal forward KL: {_span(result, 'ratio_to_md')} by evaluations")
+    lines.append(f"                                 {_span(result, 'ratio_to_md_wall')} by wall-clock time")
+    return lines
+
+
+def _enhanced_text(result: dict[str, Any]) -> list[str]:
+    block = result["enhanced"]
+    there = block[f"evaluations_at_{MARK:g}"]
+    how = "extrapolated" if there["extrapolated"] else "measured"
+    return [
+        f"{block['method']}: forward KL {block['mean']['forward_kl'][-1]:.2g} after "
+        f"{block['mean']['evaluations'][-1]:.3g} steps; {MARK:g} after {there['evaluations']:.3g} ({how})",
+        f"ratio to {block['method']} at equal forward KL: {_span(block, 'ratio')} by evaluations",
+        f"                                 {_span(block, 'ratio_wall')} by wall-clock time",
+    ]
