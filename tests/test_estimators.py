@@ -120,7 +120,7 @@ def test_points_above_the_cap_are_not_judged_but_counted() -> None:
     f = np.where(np.arange(60) < 50, 0.0, 20.0)
     result = diagnose(log_w, np.zeros(4), f, np.zeros(4))
     assert (result.points, result.points_total, result.kish_fraction_min) == (50, 60, 1.0)
-    assert result.pareto_draws == 100
+    assert result.pareto_draws == 200, "all there are"
     everything = diagnose(log_w, np.zeros(4), f, np.zeros(4), DiagnosticSettings(f_cap_kT=100))
     assert everything.kish_fraction_min == 0.25
 

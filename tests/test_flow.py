@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ccg_gmx.errors import CheckpointError, TrajectoryError
+from ccg_gmx.flow.affine import ConditionalAffine, halvings
 from ccg_gmx.flow.checkpoint import load_flow, save_flow
-from ccg_gmx.flow.conditional import FlowSettings, LadderFlow, TorsionFeatures
-from ccg_gmx.flow.layers import CircularAutoregressive, ConditionalAffine, RealLine, SplineCoupling, halvings
+from ccg_gmx.flow.conditional import FlowSettings, LadderFlow, TorsionFeatures, repeats
+from ccg_gmx.flow.layers import CircularAutoregressive, RealLine, SplineCoupling
 from ccg_gmx.flow.splines import wrap
 from ccg_gmx.molecule.coordinate import Coordinate
 
@@ -67,8 +68,25 @@ def coupling(n: int, moved: list[int]) -> SplineCoupling:
     return SplineCoupling(n, torch.tensor(moved), N_CONTEXT, **shape)
 
 
+class Affine(ConditionalAffine):
+    """The whole context is steady."""
+
+    def __init__(self, n: int) -> None:
+        shape = {"width": 12, "lower_width": 6, "depth": 2, "generator": seeded(0)}
+        super().__init__(n, N_CONTEXT, N_CONTEXT, **shape)
+
+    def push(self, z, context):
+        return super().push(z, context, context)
+
+    def pull(self, x, context):
+        return super().pull(x, context, context)
+
+    def push_path(self, z, context, slope):
+        return super().push_path(z, context, context.detach(), slope)
+
+
 LAYERS = {
-    **{f"affine {n}": (n, lambda n=n: ConditionalAffine(n, N_CONTEXT, 12, 2, seeded(0))) for n in (1, 2, 5, 7, 12, 13)},
+    **{f"affine {n}": (n, lambda n=n: Affine(n)) for n in (1, 2, 5, 7, 12, 13)},
     "coupling": (5, lambda: coupling(5, [0, 3])),
     "coupling without steering rows": (1, lambda: coupling(1, [0])),
     "circles": (3, lambda: CircularAutoregressive(3, N_CONTEXT, 6, 10, seeded(0))),
@@ -76,9 +94,11 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_inverse_and_log_det(name):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_layer_inverse_and_log_det(name, compiled):
     n, make = LAYERS[name]
     layer = stirred(make())
+    layer.compiled = compiled
     z = torch.rand(n, 6, generator=seeded(3), dtype=torch.float64) * 5.0 - 2.5
     context = torch.randn(N_CONTEXT, 6, generator=seeded(4), dtype=torch.float64)
     x, log_det = layer.push(z, context)
@@ -119,7 +139,7 @@ def test_halvings_cover_the_lower_triangle_once(n):
 def test_affine_reaches_any_covariance(n):
     factor = torch.randn(n, n, generator=seeded(6), dtype=torch.float64)
     covariance = factor @ factor.T + 0.1 * torch.eye(n, dtype=torch.float64)
-    layer = ConditionalAffine(n, N_CONTEXT, 12, 2, seeded(0))
+    layer = Affine(n)
     layer.start_from(covariance)
     lower, _ = layer.push(torch.eye(n, dtype=torch.float64), torch.zeros(N_CONTEXT, n, dtype=torch.float64))
     torch.testing.assert_close(lower, torch.linalg.cholesky(covariance), rtol=0, atol=1e-10)
@@ -128,7 +148,7 @@ def test_affine_reaches_any_covariance(n):
 def test_fresh_affine_and_couplings_are_the_identity():
     z = torch.randn(7, 10, generator=seeded(7), dtype=torch.float64)
     context = torch.randn(N_CONTEXT, 10, generator=seeded(8), dtype=torch.float64)
-    for layer in (ConditionalAffine(7, N_CONTEXT, 12, 2, seeded(0)), coupling(7, [1, 2, 4])):
+    for layer in (Affine(7), coupling(7, [1, 2, 4])):
         x, log_det = layer.push(z, context)
         torch.testing.assert_close(x, z, rtol=0, atol=1e-14)
         torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=1e-14)
@@ -331,6 +351,69 @@ def test_derivative_by_parameters_against_finite_differences():
             assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, abs=1e-5, rel=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("b", "y"), [(BEADS, REST), ((), REST), ((CIRCLE, BOND), (ROTOR,)), ((BOND,), (WINDOW,))])
+def test_slope_along_the_path_is_that_of_the_density(b, y, compiled):
+    """d ln q / d(b, y) found while drawing equals autograd of log_prob at the draws, with no formula in common."""
+    flow, s = ladder(b=b, y=y).use_compiled(compiled), torsions(30)
+    z = flow.base_noise(30, seeded(25))
+    found = flow.push_path(s, *z)
+    for one, other in zip(found[:3], flow.push(s, *z), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    at = [value.detach().requires_grad_() for value in found[:2]]
+    expected = torch.autograd.grad(flow.log_prob(*at, s).sum(), at)
+    for one, other in zip(found[3:], expected, strict=True):
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_derivatives_after_the_path_are_those_of_push():
+    flow, s = ladder(), torsions(30)
+    z = flow.base_noise(30, seeded(26))
+    gradients = []
+    for draw in (flow.push, flow.push_path):
+        b, y, log_q = draw(s, *z)[:3]
+        loss = torch.sin(b).sum() + torch.cos(y).sum() + log_q.mean()
+        gradients.append(torch.autograd.grad(loss, list(flow.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_kernels_and_torch_operations_agree():
+    flow, s = ladder(), torsions(50)
+    z = flow.base_noise(50, seeded(27))
+    found = []
+    for compiled in (True, False):
+        b, y, log_q = flow.use_compiled(compiled).push(s, *z)
+        gradients = torch.autograd.grad(log_q.mean() + torch.sin(y).sum(), list(flow.parameters()))
+        found.append([b, y, log_q, flow.log_prob(b, y, s), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_repeated_torsions_are_found():
+    s = torsions(6)
+    with torch.no_grad():
+        assert repeats(s) == 1
+        assert repeats(s.repeat_interleave(4, 0)) == 4
+        assert repeats(s[:1].repeat(9, 1)) == 9
+        assert repeats(s.repeat_interleave(4, 0)[:-1]) == 1
+        assert repeats(s[[0, 0, 0, 1, 1, 2]]) == 1
+        assert repeats(s[[0, 0, 0, 0, 1, 2]]) == 1
+    assert repeats(s.repeat_interleave(4, 0)) == 1
+
+
+@pytest.mark.parametrize("group", [4, 16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_draws_that_share_torsions_are_the_same_draws(group, compiled):
+    flow, s = ladder().use_compiled(compiled), torsions(5).repeat_interleave(group, 0)
+    z = flow.base_noise(len(s), seeded(28))
+    expected = flow.push(s, *z)
+    with torch.no_grad():
+        for one, other in zip(flow.push(s, *z), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
 def test_features_are_harmonics_and_pair_sums():
     s = torsions(5, 3).T
     features = TorsionFeatures(3, 2)(s)
@@ -354,7 +437,7 @@ def test_fit_scales_whitens_and_starts_at_the_data_covariance():
             torch.testing.assert_close(w.mean(1), torch.zeros_like(w[:, 0]), rtol=0, atol=1e-12)
             torch.testing.assert_close(w.std(1, unbiased=False), torch.ones_like(w[:, 0]), rtol=0, atol=1e-12)
             context = torch.zeros(level.affine.trunk.weights[0].shape[1], len(s), dtype=torch.float64)
-            z, _ = level.affine.pull(w, context)
+            z, _ = level.affine.pull(w, context, context[: flow.features.n_features])
             covariance = z @ z.T / len(s)
             torch.testing.assert_close(covariance, torch.eye(len(z), dtype=torch.float64), rtol=0, atol=0.05)
         assert flow.fitted
@@ -408,7 +491,7 @@ def test_model_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"2 \+ 3 \+ 7"):
         load_flow(path, coordinates=(2, BEADS, REST[:-1]))
     for change, message in (
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"format": "other"}, "is a other file"),
         ({"n_s": 3}, "damaged"),
         ({"settings": {"colour": 1}}, "damaged"),

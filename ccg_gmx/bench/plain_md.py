@@ -147,20 +147,13 @@ def run_md(task: MdTask) -> None:
     torch.set_num_threads(1)
     _claim(task)
     system = System.load(task.system)
-    energy = system.energy(PRECISION)
-    langevin = Langevin(
-        energy.energy_and_gradient,
-        system.topology.masses,
-        system.temperature_K,
-        1 / task.friction_time_ps,
-        task.dt_ps,
-        task.seed,
-    )
+    langevin = _langevin(task, system, task.seed)
     starts = torch.from_numpy(np.load(task.folder / "starts.npy", allow_pickle=False)).to(PRECISION)
     counter = Counter(np.load(task.folder / "core.npy", allow_pickle=False), len(starts))
     checkpoint = task.folder / "state.pt"
     if checkpoint.exists():
         state, more = LangevinState.load(checkpoint)
+        state = _with_noise_of_today(state, task, system)
         counter.restore(more)
     else:
         state = langevin.start(starts)
@@ -176,6 +169,23 @@ def run_md(task: MdTask) -> None:
             _save_histograms(task.folder / f"histograms_{segment:07d}.npz", counter)
         state.save(checkpoint, **counter.tensors())
         report_steps(segment, task.segments)
+
+
+def _langevin(task: MdTask, system: System, seed: int) -> Langevin:
+    energy, friction = system.energy(PRECISION), 1 / task.friction_time_ps
+    masses, temperature = system.topology.masses, system.temperature_K
+    return Langevin(energy.energy_and_gradient, masses, temperature, friction, task.dt_ps, seed)
+
+
+def _with_noise_of_today(state: LangevinState, task: MdTask, system: System) -> LangevinState:
+    """Go on with a new stream of noise where another version of the package wrote the checkpoint.
+
+    Walkers have no memory but positions and velocities, so days of sampling need not be thrown away for it.
+    """
+    fresh = _langevin(task, system, task.seed + state.step).start(state.positions[:1]).noise
+    if (fresh.shape, fresh.dtype) == (state.noise.shape, state.noise.dtype):
+        return state
+    return LangevinState(state.positions, state.velocities, state.step, fresh)
 
 
 def centred(state: LangevinState) -> LangevinState:

@@ -181,11 +181,18 @@ def _load_both(a: Path, b: Path, temperature: float | None) -> tuple[Subject, Su
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--basin", "basins", multiple=True, metavar=BASIN, help=f"{BASIN_HELP} Passes between them are told.")
 @click.option("--depth", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Least depth in kT.")
+@click.option("--cap", type=click.FloatRange(min=0), default=15.0, show_default=True, help="Highest minimum told, kT.")
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=None, help="K, of a PLUMED grid.")
 @click.option("--plot", type=click.Path(path_type=Path), default=None, help="Draw it, its minima numbered.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
-    file: Path, basins: tuple[str, ...], depth: float, temperature: float | None, plot: Path | None, as_json: bool
+    file: Path,
+    basins: tuple[str, ...],
+    depth: float,
+    cap: float,
+    temperature: float | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Minima of a surface, how deep they are, and the lowest passes between basins.
 
@@ -200,7 +207,7 @@ def show(
 
     surface = load_subject(file, temperature).surface
     boxes = [parse_basin(text, surface.names) for text in basins]
-    found = minima(surface, depth)
+    found = minima(surface, depth, cap)
     report = show_report(surface, found, barriers(surface, boxes))
     if plot is not None:
         from ccg_gmx.report.fes_plots import plot_minima

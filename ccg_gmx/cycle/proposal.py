@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ccg_gmx.errors import CcgError
 from ccg_gmx.records import FloatArray
+
+_CELLS = {1: 100, 2: 100, 3: 36, 4: 24, 5: 12, 6: 12}
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class GridProposal:
     """Piecewise constant density over the torsions, one value per cell of the periodic grid.
 
     Attributes:
-        probability: ``[n]`` or ``[n, n]``, sums to 1; cell i is centred on -pi + i 2 pi / n.
+        probability: ``[n] * n_s``, sums to 1; cell i is centred on -pi + i 2 pi / n.
     """
 
     probability: FloatArray
@@ -53,27 +56,96 @@ class GridProposal:
             return cls(data["probability"])
 
 
-def uniform_proposal(n: int, n_s: int) -> GridProposal:
-    """Return the flat density over ``n_s`` torsions."""
+def cells_per_torsion(n_s: int) -> int:
+    """Cells per torsion of a proposal: as fine as memory and the cost of a draw allow.
+
+    Raises:
+        CcgError: if there are no torsions, or more than six.
+    """
+    if n_s not in _CELLS:
+        raise CcgError(f"{n_s} torsions", expected=f"1 to {max(_CELLS)}", remedy="choose fewer coarse torsions")
+    return _CELLS[n_s]
+
+
+def uniform_proposal(n: int | None, n_s: int) -> GridProposal:
+    """Return the flat density over ``n_s`` torsions with ``n`` cells each (None: ``cells_per_torsion``)."""
+    n = cells_per_torsion(n_s) if n is None else n
     return GridProposal(np.full((n,) * n_s, float(n) ** -n_s))
 
 
 def mixture_proposal(
-    f: FloatArray, coarse: FloatArray | None, *, uniform: float, coarse_fraction: float, temperature_factor: float
+    f: FloatArray,
+    coarse: FloatArray | None,
+    *,
+    uniform: float,
+    coarse_fraction: float,
+    temperature_factor: float,
+    disagreement: FloatArray | None = None,
+    disagreement_fraction: float = 0.0,
 ) -> GridProposal:
-    """Mix a uniform floor, the Boltzmann density of ``f`` at a raised temperature, and the density of coarse MD.
+    """Mix a uniform floor, the Boltzmann density at a raised temperature, coarse MD, and where the ensemble disagrees.
+
+    The last part goes as exp(-f / temperature_factor) times the variance of f among the ensemble's members: points
+    where they differ, but only where it matters. A part that is not given leaves its weight to the Boltzmann part.
 
     Args:
-        f: ``[n]`` or ``[n, n]`` kT, finite.
+        f: ``[n] * n_s`` kT, finite.
         coarse: same shape, density of the coarse run's frames (any normalisation), or None.
         uniform: weight of the uniform part; positive, so no point of the torus is ever out of reach.
         coarse_fraction: weight of the coarse part.
         temperature_factor: the Boltzmann part is exp(-f / temperature_factor).
+        disagreement: same shape, variance of f among the members in kT^2, or None.
+        disagreement_fraction: weight of the part where the members disagree.
+
+    Raises:
+        CcgError: if the floor is not positive, the weights exceed one, or the variances are no variances.
     """
-    raised = np.exp(-(f - f.min()) / temperature_factor)
-    flat = np.full_like(f, 1.0 / f.size)
-    if coarse is None:
-        coarse_fraction, coarse = 0.0, flat
-    rest = 1.0 - uniform - coarse_fraction
-    density = uniform * flat + rest * raised / raised.sum() + coarse_fraction * coarse / coarse.sum()
-    return GridProposal(density / density.sum())
+    raised = _normalised(np.exp(-(f - f.min()) / temperature_factor))
+    parts = [(uniform, np.full_like(f, 1.0 / f.size))]
+    if coarse is not None:
+        parts.append((coarse_fraction, _normalised(coarse)))
+    if disagreement is not None:
+        if not (np.isfinite(disagreement) & (disagreement >= 0)).all():
+            raise CcgError("variances of f among the members that are negative or not finite", expected="kT^2 >= 0")
+        if (raised * disagreement).any():  # members that agree everywhere ask for nothing
+            parts.append((disagreement_fraction, _normalised(raised * disagreement)))
+    rest = 1.0 - sum(weight for weight, _ in parts)
+    if uniform <= 0 or rest < -1e-12 or any(weight < 0 for weight, _ in parts):
+        raise CcgError(
+            f"proposal weights {uniform:g} uniform, {coarse_fraction:g} coarse, {disagreement_fraction:g} disagreement",
+            expected="a positive uniform part, none negative, and at most 1 in all",
+        )
+    return GridProposal(_normalised(max(rest, 0.0) * raised + sum(weight * part for weight, part in parts)))
+
+
+def allocation(f: FloatArray, chi2: FloatArray, *, uniform: float, exponent: float = 0.5) -> GridProposal:
+    """Density of coarse points that makes the most of a given number of draws, K being the same at every point.
+
+    Neyman's allocation (J. R. Stat. Soc. 97 (1934) 558, doi:10.2307/2342192): to estimate a sum over strata, sample
+    each in proportion to the standard deviation of its contribution. The strata are cells of s. The forward KL of a
+    surface is 1/2 sum p var(f), with var(f) = chi^2 / draws, so points go as sqrt(p chi^2): exponent 1/2. Populations
+    are sums of Z ~ p itself, known to Z sqrt(chi^2) per draw, so for them alone points would go as p sqrt(chi^2):
+    exponent 1. It spends less on rare states: with the joint fit, on the torus of the tests, exponent 1/2 has the lower
+    forward KL by a factor 1.5 and populations that are as good. The uniform floor guards against f and chi^2
+    themselves being wrong where there were no draws, and keeps 1/rho bounded.
+
+    Args:
+        f: ``[n] * n_s`` kT, the best surface so far.
+        chi2: same shape, smooth relative variance of one draw (``VarianceModel.on_grid``), positive.
+        uniform: weight of the floor, in (0, 1].
+        exponent: power of p, 1/2 for the surface or 1 for populations alone.
+
+    Raises:
+        CcgError: if the floor is no such weight, or chi2 is not positive and finite.
+    """
+    if not (0 < uniform <= 1 and (np.isfinite(chi2) & (chi2 > 0)).all()):
+        raise CcgError(
+            f"a floor of {uniform:g}, variances in [{np.min(chi2):g}, {np.max(chi2):g}]",
+            expected="a floor in (0, 1], positive finite variances",
+        )
+    wanted = _normalised(np.exp(-exponent * (f - f.min())) * np.sqrt(chi2))
+    return GridProposal(_normalised(uniform / f.size + (1 - uniform) * wanted))
+
+
+def _normalised(density: FloatArray) -> FloatArray:
+    return density / density.sum()

@@ -15,7 +15,7 @@ from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.molecule.coordinate import Coordinate
 
 FORMAT = "ccg_gmx.flow"
-VERSION = 1
+VERSION = 2
 
 
 def write_torch(content: dict[str, Any], path: Path) -> None:

@@ -5,260 +5,16 @@ Densities are over the physical coordinates (nm and radians). Everything inside 
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from typing import cast
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ccg_gmx.errors import TrajectoryError
-from ccg_gmx.flow.layers import CircularAutoregressive, ConditionalAffine, RealLine, SplineCoupling, circle_features
-from ccg_gmx.flow.splines import wrap
+from ccg_gmx.flow.affine import ConditionalAffine
+from ccg_gmx.flow.layers import CircularAutoregressive, SplineCoupling
+from ccg_gmx.flow.level import ConditionalFlow, FlowSettings, TorsionFeatures
+from ccg_gmx.flow.perceptron import slope_through
 from ccg_gmx.molecule.coordinate import Coordinate
-from ccg_gmx.settings import Settings
 
-LINE_SUPPORTS = ("positive", "polar", "window")
-CIRCLE_SUPPORTS = ("circle", "rotor")
-
-
-class FlowSettings(Settings):
-    """Shape of both levels of the flow."""
-
-    couplings: int = Field(
-        default=2, ge=0, description="Spline couplings between Gaussian and affine map, q(y | s, b)."
-    )
-    bead_couplings: int = Field(default=1, ge=0, description="The same for q(b | s): few, nearly harmonic coordinates.")
-    bins: int = Field(default=8, ge=2, le=200, description="Bins of every rational-quadratic spline.")
-    bound: float = Field(
-        default=5.0, gt=0, description="Half length of a coupling spline's interval, in standard deviations."
-    )
-    width: int = Field(default=64, ge=2, description="Hidden width of the affine maps' conditioners.")
-    coupling_width: int = Field(default=32, ge=2, description="Hidden width of the couplings' conditioners.")
-    depth: int = Field(default=2, ge=1, description="Hidden layers of the conditioners.")
-    circle_width: int = Field(default=32, ge=2, description="Hidden width of the conditioners of circular coordinates.")
-    harmonics: int = Field(
-        default=4, ge=1, description="Fourier harmonics of each coarse torsion shown to the conditioners."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of the coupling masks.")
-
-
-class TorsionFeatures(nn.Module):
-    """Fourier features of the coarse torsions: harmonics of each, and sums and differences of each pair.
-
-    Args:
-        n_s: torsions.
-        harmonics: harmonics of each torsion.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, n_s: int, harmonics: int) -> None:
-        super().__init__()
-        one = torch.eye(n_s, dtype=torch.float64)
-        rows = [k * one[i] for k in range(1, harmonics + 1) for i in range(n_s)]
-        for i, j in itertools.combinations(range(n_s), 2):
-            rows += [one[i] + one[j], one[i] - one[j]]
-        self.register_buffer("frequencies", torch.stack(rows))
-        self.n_features = 2 * len(rows)
-
-    def forward(self, s: Tensor) -> Tensor:
-        """Map torsions ``[n_s, B]`` (radians) to features ``[n_features, B]``, periodic in each torsion."""
-        angles = self.frequencies @ s
-        return torch.cat([torch.cos(angles), torch.sin(angles)])
-
-
-class ConditionalFlow(nn.Module):
-    """Density of some internal coordinates given context features.
-
-    Circular coordinates come first, by autoregressive circular splines on a uniform base; then all others, which live
-    on the whitened real line, by spline couplings and an affine map on a Gaussian base.
-
-    Args:
-        n_context: context features.
-        coordinates: n coordinates; their order is that of the rows of every ``[n, B]`` argument.
-        settings: shape of the flow.
-        generator: source of initial weights and masks.
-        couplings: spline couplings; those of the settings when None.
-    """
-
-    order: Tensor
-    restore: Tensor
-    centre: Tensor
-    period: Tensor
-
-    def __init__(
-        self,
-        n_context: int,
-        coordinates: tuple[Coordinate, ...],
-        settings: FlowSettings,
-        generator: torch.Generator,
-        couplings: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.coordinates = coordinates
-        groups = [CIRCLE_SUPPORTS, ("positive",), ("polar", "window")]
-        order = [i for group in groups for i, c in enumerate(coordinates) if c.support in group]
-        self.register_buffer("order", torch.tensor(order, dtype=torch.int64))
-        self.register_buffer("restore", torch.argsort(self.order))
-        circles = [c for c in coordinates if c.support in CIRCLE_SUPPORTS]
-        lines = [coordinates[i] for i in order if coordinates[i].support in LINE_SUPPORTS]
-        self.n_circles, self.n_lines = len(circles), len(lines)
-        self.n_features = self.n_lines + 4 * self.n_circles
-        self.register_buffer("centre", torch.tensor([c.centre for c in circles], dtype=torch.float64).view(-1, 1))
-        self.register_buffer("period", torch.tensor([c.width for c in circles], dtype=torch.float64).view(-1, 1))
-        self.line = RealLine(lines)
-        if self.n_circles:
-            self.circle = CircularAutoregressive(
-                self.n_circles, n_context, settings.bins, settings.circle_width, generator
-            )
-        n_context += 4 * self.n_circles
-        count = settings.couplings if couplings is None else couplings
-        self.couplings: Sequence[SplineCoupling] = cast(
-            Sequence[SplineCoupling], nn.ModuleList(_couplings(count, self.n_lines, n_context, settings, generator))
-        )
-        if self.n_lines:
-            self.affine = ConditionalAffine(self.n_lines, n_context, settings.width, settings.depth, generator)
-
-    @property
-    def _log_base(self) -> float:
-        return -0.5 * self.n_lines * math.log(2.0 * math.pi) - self.n_circles * math.log(2.0 * math.pi)
-
-    def _unit_circle(self, x: Tensor) -> Tensor:
-        """Scale circular coordinates ``[n_circles, B]`` to [-pi, pi)."""
-        return wrap((x - self.centre) * (2.0 * math.pi / self.period))
-
-    def base_noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Return ``[n, batch]`` draws of the base: uniform on [-pi, pi) for circles, standard normal for lines."""
-        like = self.line.mean
-        circles = torch.rand(self.n_circles, batch, generator=generator, dtype=like.dtype, device=like.device)
-        lines = torch.randn(self.n_lines, batch, generator=generator, dtype=like.dtype, device=like.device)
-        return torch.cat([(2.0 * circles - 1.0) * math.pi, lines]).index_select(0, self.restore)
-
-    def push(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base noise ``[n, B]`` to coordinates ``[n, B]`` (nm, radians) and their log-density ``[B]``."""
-        circles, lines = z.index_select(0, self.order).split([self.n_circles, self.n_lines])
-        log_q = self._log_base - 0.5 * lines.square().sum(0)
-        if self.n_circles:
-            circles, log_det = self.circle.push(circles, context)
-            context = torch.cat([context, circle_features(circles)])
-            log_q = log_q - log_det - torch.log(self.period / (2.0 * math.pi)).sum()
-            circles = self.centre + circles * (self.period / (2.0 * math.pi))
-        if self.n_lines:
-            for layer in self.couplings:
-                lines, log_det = layer.push(lines, context)
-                log_q = log_q - log_det
-            lines, affine_det = self.affine.push(lines, context)
-            lines, line_det = self.line.push(lines)
-            log_q = log_q - affine_det - line_det
-        return torch.cat([circles, lines]).index_select(0, self.restore), log_q
-
-    def log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return ln q ``[B]`` of coordinates x ``[n, B]`` (nm, radians); -inf outside the support."""
-        circles, lines = x.index_select(0, self.order).split([self.n_circles, self.n_lines])
-        log_q = torch.full_like(context[0], self._log_base)
-        if self.n_circles:
-            circles = self._unit_circle(circles)
-            _, log_det = self.circle.pull(circles, context)
-            context = torch.cat([context, circle_features(circles)])
-            log_q = log_q + log_det - torch.log(self.period / (2.0 * math.pi)).sum()
-        if not self.n_lines:
-            return log_q
-        inside = self.line.contains(lines)
-        w, line_det = self.line.pull(torch.where(inside, lines, self._inner_point()))
-        w, affine_det = self.affine.pull(w, context)
-        log_q = log_q + line_det + affine_det
-        for layer in reversed(self.couplings):
-            w, log_det = layer.pull(w, context)
-            log_q = log_q + log_det
-        return torch.where(inside.all(0), log_q - 0.5 * w.square().sum(0), -math.inf)
-
-    def _inner_point(self) -> Tensor:
-        """Return a point inside the support ``[n_lines, 1]``."""
-        return self.line.push(torch.zeros_like(self.line.mean))[0]
-
-    def describe(self, x: Tensor) -> Tensor:
-        """Return features ``[n_features, B]`` of coordinates x ``[n, B]``: whitened lines, cos and sin of circles.
-
-        A value outside its support counts as the centre of the training data; its own density is zero anyway.
-        """
-        circles, lines = x.index_select(0, self.order).split([self.n_circles, self.n_lines])
-        w, _ = self.line.pull(torch.where(self.line.contains(lines), lines, self._inner_point()))
-        return torch.cat([w, circle_features(self._unit_circle(circles))])
-
-    @torch.no_grad()
-    def fit_scales(self, x: Tensor) -> None:
-        """Set whitening and initial covariance from training values ``[n, T]``.
-
-        Raises:
-            TrajectoryError: a value lies outside the support of its coordinate.
-        """
-        self.check_support(x)
-        if not self.n_lines:
-            return
-        w = self.line.fit(x.index_select(0, self.order)[self.n_circles :])
-        # A ridge keeps the covariance positive definite when there are fewer frames than coordinates.
-        ridge = min(1.0, 1e-6 + 0.5 * self.n_lines / w.shape[1])
-        covariance = (1.0 - ridge) * (w @ w.T / w.shape[1])
-        covariance.diagonal().add_(ridge)
-        self.affine.start_from(covariance)
-
-    def check_support(self, x: Tensor) -> None:
-        """Refuse values ``[n, T]`` outside their support.
-
-        Raises:
-            TrajectoryError: a value lies outside the support of its coordinate, or is not finite.
-        """
-        finite = torch.isfinite(x.index_select(0, self.order))
-        inside = (
-            torch.cat([finite[: self.n_circles], self.line.contains(x.index_select(0, self.order)[self.n_circles :])])
-            & finite
-        )
-        bad = (~inside).nonzero()
-        if len(bad):
-            row, frame = (int(v) for v in bad[0])
-            index = int(self.order[row])
-            c = self.coordinates[index]
-            raise TrajectoryError(
-                f"{c.name} is {float(x[index, frame]):.6g} in training frame {frame} ({len(bad)} such values)",
-                expected=f"a value inside its support ({c.support}, {_interval(c)})",
-                remedy="check that topology and trajectory belong together, or widen the support of this coordinate",
-            )
-
-
-def _interval(c: Coordinate) -> str:
-    if c.support == "positive":
-        return "above 0 nm"
-    low, high = (0.0, math.pi) if c.support == "polar" else (c.centre - 0.5 * c.width, c.centre + 0.5 * c.width)
-    return f"{low:.4f} to {high:.4f} rad"
-
-
-def _couplings(
-    count: int, n: int, n_context: int, settings: FlowSettings, generator: torch.Generator
-) -> list[SplineCoupling]:
-    """Return coupling layers whose masks are random halves, each followed by its complement."""
-    layers = []
-    shuffled = torch.randperm(n, generator=generator)
-    for i in range(count if n else 0):
-        if i % 2 == 0:
-            shuffled = torch.randperm(n, generator=generator)
-        half = (n + 1) // 2
-        moved = shuffled[:half] if i % 2 == 0 else shuffled[half:]
-        if len(moved):
-            layer = SplineCoupling(
-                n,
-                moved.sort().values,
-                n_context,
-                bins=settings.bins,
-                bound=settings.bound,
-                width=settings.coupling_width,
-                depth=settings.depth,
-                generator=generator,
-            )
-            layers.append(layer)
-    return layers
+__all__ = ["ConditionalFlow", "FlowSettings", "LadderFlow", "TorsionFeatures"]
 
 
 def _keep_freed_memory() -> None:
@@ -267,6 +23,19 @@ def _keep_freed_memory() -> None:
     Its thresholds follow the largest block ever freed, up to 32 MiB: one such block is enough. Elsewhere, no effect.
     """
     torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
+
+
+def repeats(s: Tensor) -> int:
+    """Return how many consecutive rows of s ``[B, n_s]`` are equal, all through; 1 where a gradient is wanted.
+
+    Draws come many to a coarse point, and what depends on s alone need be computed once for all of them.
+    """
+    if torch.is_grad_enabled() or len(s) < 2:
+        return 1
+    changed = (s != s[0]).any(1).nonzero()
+    group = int(changed[0]) if len(changed) else len(s)
+    whole = len(s) % group == 0 and bool((s.view(-1, group, s.shape[1]) == s[::group].unsqueeze(1)).all())
+    return group if whole else 1
 
 
 class LadderFlow(nn.Module):
@@ -291,14 +60,29 @@ class LadderFlow(nn.Module):
         generator = torch.Generator().manual_seed(self.settings.seed)
         self.features = TorsionFeatures(n_s, self.settings.harmonics)
         n_features = self.features.n_features
-        self.beads = ConditionalFlow(n_features, self.b, self.settings, generator, self.settings.bead_couplings)
-        self.rest = ConditionalFlow(n_features + self.beads.n_features, self.y, self.settings, generator)
+        self.beads = ConditionalFlow(
+            n_features, n_features, self.b, self.settings, generator, self.settings.bead_couplings
+        )
+        self.rest = ConditionalFlow(n_features + self.beads.n_features, n_features, self.y, self.settings, generator)
         self.register_buffer("fitted", torch.tensor(False))
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of parameters, noise and densities."""
         return self.rest.line.mean.dtype
+
+    def use_compiled(self, compiled: bool) -> LadderFlow:
+        """Choose whether layers use the compiled kernels where these serve (the default), and return the flow."""
+        for module in self.modules():
+            if isinstance(module, (ConditionalAffine, SplineCoupling, CircularAutoregressive)):
+                module.compiled = compiled
+        return self
+
+    def _features(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of s ``[n_features, B]``, and those of one of every group of rows that share s."""
+        group = repeats(s)
+        steady = self.features(s[::group].T)
+        return steady.repeat_interleave(group, 1) if group > 1 else steady, steady
 
     def _rest_context(self, s_features: Tensor, b: Tensor) -> Tensor:
         return torch.cat([s_features, self.beads.describe(b)])
@@ -318,7 +102,7 @@ class LadderFlow(nn.Module):
         Returns:
             b ``[B, n_b]`` (nm, radians) and ln q(b | s) ``[B]``, differentiable in s, noise and parameters.
         """
-        b, log_q = self.beads.push(z_b.T, self.features(s.T))
+        b, log_q = self.beads.push(z_b.T, *self._features(s))
         return b.T, log_q
 
     def push_rest(self, s: Tensor, b: Tensor, z_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,15 +116,34 @@ class LadderFlow(nn.Module):
         Returns:
             y ``[B, n_y]`` (nm, radians) and ln q(y | s, b) ``[B]``, differentiable in s, b, noise and parameters.
         """
-        y, log_q = self.rest.push(z_y.T, self._rest_context(self.features(s.T), b.T))
+        features, steady = self._features(s)
+        y, log_q = self.rest.push(z_y.T, self._rest_context(features, b.T), steady)
         return y.T, log_q
 
     def push(self, s: Tensor, z_b: Tensor, z_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map noise of both levels; returns b ``[B, n_b]``, y ``[B, n_y]`` and ln q(b, y | s) ``[B]``."""
-        features = self.features(s.T)
-        b, log_q_b = self.beads.push(z_b.T, features)
-        y, log_q_y = self.rest.push(z_y.T, self._rest_context(features, b))
+        features, steady = self._features(s)
+        b, log_q_b = self.beads.push(z_b.T, features, steady)
+        y, log_q_y = self.rest.push(z_y.T, self._rest_context(features, b), steady)
         return b.T, y.T, log_q_b + log_q_y
+
+    def push_path(self, s: Tensor, z_b: Tensor, z_y: Tensor) -> tuple[Tensor, ...]:
+        """Like ``push``, with the derivatives of ln q(b, y | s) by b and y at constant parameters.
+
+        Those are found on the way (arXiv 2207.08219), without mapping the draws back to the base.
+
+        Returns:
+            b ``[B, n_b]``, y ``[B, n_y]``, ln q ``[B]``, and the constants d ln q / db ``[B, n_b]``, d ln q / dy
+            ``[B, n_y]``; ln q is differentiable as that of ``push`` is.
+        """
+        features = self.features(s.T)
+        context = features.detach().requires_grad_()
+        b, log_q_b, by_b, _ = self.beads.push_path(z_b.T, context, features)
+        described = self.beads.describe(b)
+        y, log_q_y, by_y, by_context = self.rest.push_path(z_y.T, torch.cat([context, described]), features)
+        if self.b:
+            by_b = by_b + slope_through([described], b, [by_context[len(features) :]])
+        return b.T, y.T, log_q_b + log_q_y, by_b.T, by_y.T
 
     def draw_beads(self, s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw bead coordinates at s ``[B, n_s]``; returns b ``[B, n_b]`` and ln q(b | s) ``[B]``."""
@@ -356,17 +159,19 @@ class LadderFlow(nn.Module):
 
     def log_prob_beads(self, b: Tensor, s: Tensor) -> Tensor:
         """Return ln q(b | s) ``[B]`` of b ``[B, n_b]`` at s ``[B, n_s]``; -inf outside the support."""
-        return self.beads.log_prob(b.T, self.features(s.T))
+        features = self.features(s.T)
+        return self.beads.log_prob(b.T, features, features)
 
     def log_prob_rest(self, y: Tensor, s: Tensor, b: Tensor) -> Tensor:
         """Return ln q(y | s, b) ``[B]`` of y ``[B, n_y]`` at s ``[B, n_s]``, b ``[B, n_b]``; -inf off the support."""
-        return self.rest.log_prob(y.T, self._rest_context(self.features(s.T), b.T))
+        features = self.features(s.T)
+        return self.rest.log_prob(y.T, self._rest_context(features, b.T), features)
 
     def log_prob(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
         """Return ln q(b, y | s) ``[B]`` of b ``[B, n_b]``, y ``[B, n_y]`` at s ``[B, n_s]``; -inf off the support."""
         features = self.features(s.T)
-        log_q_b = self.beads.log_prob(b.T, features)
-        return log_q_b + self.rest.log_prob(y.T, self._rest_context(features, b.T))
+        log_q_b = self.beads.log_prob(b.T, features, features)
+        return log_q_b + self.rest.log_prob(y.T, self._rest_context(features, b.T), features)
 
     def forward(self, b: Tensor, y: Tensor, s: Tensor) -> Tensor:
         """Same as ``log_prob``; lets ``torch.func.functional_call`` evaluate it with other parameters."""

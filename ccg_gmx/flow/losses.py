@@ -51,8 +51,7 @@ def own_draws(
         generator: of the noise.
         clash_margin: u this far above the batch median is compressed logarithmically.
     """
-    b, y, log_q = flow.push(s, *flow.base_noise(len(s), generator))
-    slope_b, slope_y = density_slope(flow, s, b, y)
+    b, y, log_q, slope_b, slope_y = flow.push_path(s, *flow.base_noise(len(s), generator))
     along = (slope_b * b).sum(1) + (slope_y * y).sum(1)
     u = potential(s, b, y)
     log_w = -(u + log_q).detach()
@@ -62,14 +61,6 @@ def own_draws(
     excess = torch.where(over, u - limit, 0.0)
     u = torch.where(over, limit + torch.log1p(excess), u)
     return OwnDraws(u, log_q, along, log_w, float(over.to(u.dtype).mean()))
-
-
-def density_slope(flow: LadderFlow, s: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return d ln q(b, y | s) / d(b, y) at constant parameters: ``[B, n_b]`` and ``[B, n_y]``."""
-    at = b.detach().requires_grad_(), y.detach().requires_grad_()
-    constants = {name: value.detach() for name, value in flow.named_parameters()}
-    log_q = torch.func.functional_call(flow, constants, (*at, s))
-    return torch.autograd.grad(log_q.sum(), at)  # type: ignore[return-value]
 
 
 def reverse_kl(draws: OwnDraws) -> Tensor:

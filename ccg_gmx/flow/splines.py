@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MIN_SIZE = 1e-3
-"""Smallest bin width and height, as a fraction of the whole interval."""
+from ccg_gmx.flow.compiled import SplineShape, serves, spline
+from ccg_gmx.flow.kernel_spline import MIN_SIZE, MIN_SLOPE, SLOPE_OFFSET
 
-MIN_SLOPE = 1e-3
-"""Smallest derivative at a knot."""
-
-SLOPE_OFFSET = math.log(math.expm1(1.0 - MIN_SLOPE))
-"""Raw slope zero gives derivative one, so that zero parameters give the identity."""
+Mapped = tuple[Tensor, Tensor, Tensor]
+"""Mapped values, ln of the derivative of the map that was applied, and the derivative of that by the values given
+(constant for autograd), ``[D, B]`` each."""
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -29,7 +27,7 @@ def wrap(angle: Tensor) -> Tensor:
     return angle - 2.0 * math.pi * torch.floor((angle + math.pi) / (2.0 * math.pi))
 
 
-def linear_tail_spline(x: Tensor, raw: Tensor, bound: float, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def linear_tail_spline(x: Tensor, raw: Tensor, bound: float, inverse: bool = False, *, compiled: bool = True) -> Mapped:
     """Spline on [-bound, bound], identity outside; raw parameters zero give the identity.
 
     Args:
@@ -37,31 +35,31 @@ def linear_tail_spline(x: Tensor, raw: Tensor, bound: float, inverse: bool = Fal
         raw: ``[3 K - 1, D, B]`` unconstrained widths, heights and inner slopes.
         bound: half length of the interval.
         inverse: map back.
-
-    Returns:
-        Mapped values ``[D, B]`` and ln of the derivative of the map that was applied ``[D, B]``.
+        compiled: use the kernel where it serves; the torch operations are for other devices.
     """
+    if compiled and serves(x):
+        return spline(x, raw, SplineShape(bound, False, inverse))
     inside = x.abs() < bound
     # Points on the tails take part as zero, where value and derivative are finite, and are replaced after.
-    y, log_slope = _spline(torch.where(inside, x, 0.0), raw, bound, inverse)
-    return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
+    y, log_slope, curvature = _spline(torch.where(inside, x, 0.0), raw, bound, inverse)
+    return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0), torch.where(inside, curvature, 0.0)
 
 
-def circular_spline(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def circular_spline(x: Tensor, raw: Tensor, inverse: bool = False, *, compiled: bool = True) -> Mapped:
     """Spline of the circle [-pi, pi] onto itself, with fixed point pi; raw parameters zero give the identity.
 
     Args:
         x: ``[D, B]`` radians in [-pi, pi].
         raw: ``[3 K, D, B]`` unconstrained widths, heights and slopes; the slopes at -pi and pi are one parameter.
         inverse: map back.
-
-    Returns:
-        Mapped values ``[D, B]`` and ln of the derivative of the map that was applied ``[D, B]``.
+        compiled: use the kernel where it serves; the torch operations are for other devices.
     """
+    if compiled and serves(x):
+        return spline(x, raw, SplineShape(math.pi, True, inverse))
     return _spline(x, raw, math.pi, inverse)
 
 
-def _spline(x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor, Tensor]:
+def _spline(x: Tensor, raw: Tensor, bound: float, inverse: bool) -> Mapped:
     """Map ``[D, B]`` inside [-bound, bound] by the splines of raw parameters ``[3 K - 1 or 3 K, D, B]``."""
     start, width, floor, height, raw_left, raw_right = _SelectBin.apply(x, raw, bound, inverse)
     left = MIN_SLOPE + functional.softplus(raw_left + SLOPE_OFFSET)
@@ -73,10 +71,14 @@ def _spline(x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor
     between = t * rest
     denominator = mean + bend * between
     numerator = right * t.square() + 2.0 * mean * between + left * rest.square()
-    log_slope = torch.log(numerator * (mean / denominator).square())
+    slope = numerator * (mean / denominator).square()
+    log_slope = torch.log(slope)
+    with torch.no_grad():
+        by_t = 2.0 * ((right * t + mean * (rest - t) - left * rest) / numerator - bend * (rest - t) / denominator)
+        curvature = by_t / width
     if inverse:
-        return start + width * t, -log_slope
-    return floor + height * (mean * t.square() + left * between) / denominator, log_slope
+        return start + width * t, -log_slope, -curvature / slope.detach()
+    return floor + height * (mean * t.square() + left * between) / denominator, log_slope, curvature
 
 
 def _solve_bin(y: Tensor, height: Tensor, mean: Tensor, left: Tensor, bend: Tensor) -> Tensor:

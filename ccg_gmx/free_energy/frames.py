@@ -25,6 +25,9 @@ BLOCKS_FOR_ERROR = 3
 BLOCKS_FOR_BASIN = 10
 """A basin that fewer blocks visited is warned about."""
 
+KERNEL_REACH = 3.0
+"""Smoothed surfaces end so many kernel widths from the nearest frame; beyond, they would show the kernel's own tail."""
+
 FEW_WEIGHTS = 100
 """Reweighting with a smaller effective sample size is warned about."""
 
@@ -141,6 +144,7 @@ def frame_surface(
     blocks = run if plan.unit == "runs" else block_labels(run, plan.length)
     bins = _Bins.of(s, settings)
     error, spread = _resampled_errors(bins, w, inside, run, plan, settings)
+    f = np.where(bins.visits(blocks, KERNEL_REACH) > 0, surface.f, np.inf)
     seen = bins.visits(blocks) >= BLOCKS_FOR_ERROR
     error = np.divide(error, probability(surface), out=np.full_like(error, np.nan), where=seen)
     first = _first_half(run)
@@ -148,7 +152,7 @@ def frame_surface(
     kish, heaviest = float(kish_ess(log_w)), float(w.max())
     differences = _differences(basins, inside, w, first, blocks, spread)
     return FrameSurface(
-        surface=shifted(surface.f, names, temperature_K, error),
+        surface=shifted(f, names, temperature_K, error),
         halves=halves,
         frames=len(s),
         runs=len(plan.labels),
@@ -203,11 +207,11 @@ class _Bins:
         counts = np.bincount(self.cells[rows], w, minlength=int(np.prod(self.shape))).reshape(self.shape)
         return smooth_periodic(counts / counts.sum(), self.kde_degrees)
 
-    def visits(self, blocks: IntArray) -> IntArray:
-        """Number of blocks that visited each bin, or its surroundings within the kernel."""
+    def visits(self, blocks: IntArray, widths: float = 1.0) -> IntArray:
+        """Number of blocks that visited each bin, or some bin within so many widths of the kernel."""
         pairs = np.unique(self.cells * (int(blocks.max()) + 1) + blocks)
         count = np.bincount(pairs // (int(blocks.max()) + 1), minlength=int(np.prod(self.shape))).reshape(self.shape)
-        reach = int(np.ceil(self.kde_degrees * self.shape[0] / 360))
+        reach = int(np.ceil(widths * self.kde_degrees * self.shape[0] / 360))
         return np.asarray(maximum_filter(count, size=2 * reach + 1, mode="wrap")) if reach else count
 
 

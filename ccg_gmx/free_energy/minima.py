@@ -25,7 +25,7 @@ class Minimum:
         degrees: where, per torsion.
         f: kT above the global minimum.
         error: standard error of f there, kT; nan where unknown.
-        depth: kT to climb before a lower minimum can be reached; inf for the global one.
+        depth: kT to climb before a lower minimum can be reached; inf when none can be (the global one; an island).
     """
 
     degrees: tuple[float, ...]
@@ -53,12 +53,13 @@ class Barrier:
     backward: float
 
 
-def minima(surface: FreeEnergySurface, min_depth: float = 1.0) -> list[Minimum]:
+def minima(surface: FreeEnergySurface, min_depth: float = 1.0, cap_kT: float = 15.0) -> list[Minimum]:
     """Local minima at least ``min_depth`` kT deep, the lowest first; noise makes many shallower ones.
 
     Args:
         surface: periodic in all axes.
         min_depth: kT.
+        cap_kT: leave out minima higher than this, which are mostly bins visited once.
     """
     f, labels, passes = _landscape(surface.f)
     depth = dict.fromkeys(np.unique(labels[labels >= 0]).tolist(), np.inf)
@@ -68,7 +69,7 @@ def minima(surface: FreeEnergySurface, min_depth: float = 1.0) -> list[Minimum]:
         if low != high:
             depth[high], root[high] = height - f[high], low
     points = grid(len(surface.f), surface.f.ndim) * DEGREES_PER_RADIAN
-    deep = sorted((cell for cell in depth if depth[cell] >= min_depth), key=lambda cell: f[cell])
+    deep = sorted((cell for cell in depth if depth[cell] >= min_depth and f[cell] <= cap_kT), key=lambda cell: f[cell])
     error = surface.error.ravel()
     return [
         Minimum(tuple(float(x) for x in points[cell]), float(f[cell]), float(error[cell]), float(depth[cell]))

@@ -22,7 +22,7 @@ Cartesian volume of the beads is ``U = A + ln J_beads``, and the fit looks for i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,6 +145,7 @@ def fit_coarse_potential(
     surface: FreeEnergySurface,
     samples: BeadSamples,
     settings: FitSettings | None = None,
+    marginals: Sequence[FreeEnergySurface] | None = None,
 ) -> CoarsePotential:
     """Fit the separable coarse potential.
 
@@ -156,6 +157,7 @@ def fit_coarse_potential(
         surface: F over all torsions, ``[n] * n_s`` kT, with errors.
         samples: bead configurations with mean forces, Boltzmann weights and, optionally, bead free energies.
         settings: weights and smoothness.
+        marginals: F over the torsions of each map, with errors, on any grid; by default summed from ``surface``.
 
     Returns:
         The potential, with covariance and a summary of its residuals.
@@ -165,7 +167,11 @@ def fit_coarse_potential(
     """
     settings = settings or FitSettings()
     _check(basis, surface, samples)
-    maps = [_surface_rows(basis, k, surface, settings) for k in range(basis.n_maps)]
+    if marginals is None:
+        marginals = [marginal(surface, columns) for columns in basis.maps.columns]
+    else:
+        _check_marginals(basis, marginals)
+    maps = [_surface_rows(basis, k, part, settings) for k, part in enumerate(marginals)]
     surface_rows = [part.rows for part in maps]
     designs, targets = basis.derivatives(samples.s, samples.b), _force_targets(basis, samples)
     spread = np.sqrt(_weighted_variance(targets, samples.omega))
@@ -234,13 +240,17 @@ def _with_offsets(
     return sparse.hstack([design, columns], format="csr")
 
 
-def _surface_rows(basis: SeparableBasis, k: int, surface: FreeEnergySurface, settings: FitSettings) -> _MapRows:
-    """Rows ``G_k(grid) - c_k = F_k`` for every bin of map k's marginal that has a value."""
-    columns, block = basis.maps.columns[k], basis.blocks[k]
-    part = marginal(surface, columns)
-    n = part.f.shape[0]
-    axis = np.linspace(-math.pi, math.pi, n, endpoint=False)
-    mesh = np.stack(np.meshgrid(*(axis,) * len(columns), indexing="ij"), axis=-1).reshape(-1, len(columns))
+def _check_marginals(basis: SeparableBasis, marginals: Sequence[FreeEnergySurface]) -> None:
+    found, wanted = [part.names for part in marginals], [grid.names for grid in basis.maps.grids]
+    if found != wanted:
+        raise SettingsError(f"marginals over {found}", expected=f"one per map, over {wanted}")
+
+
+def _surface_rows(basis: SeparableBasis, k: int, part: FreeEnergySurface, settings: FitSettings) -> _MapRows:
+    """Rows ``G_k(grid) - c_k = F_k`` for every bin with a value of the marginal over map k's torsions."""
+    dimensions, block = part.f.ndim, basis.blocks[k]
+    axis = np.linspace(-math.pi, math.pi, part.f.shape[0], endpoint=False)
+    mesh = np.stack(np.meshgrid(*(axis,) * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
     known = np.isfinite(part.f.ravel())  # inf means "nothing known" there: no row, the prior fills in
     f, error = part.f.ravel()[known], part.error.ravel()[known]
     below = f <= settings.surface_cap_kT

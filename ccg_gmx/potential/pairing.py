@@ -11,11 +11,13 @@ projection of F on sums of maps has no such property: it gets marginals and popu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import logsumexp, rel_entr
 
 from ccg_gmx.errors import SettingsError
+from ccg_gmx.free_energy.marginals import marginal_surface
 from ccg_gmx.free_energy.surface import probability
 from ccg_gmx.potential.torsions import KNOTS, TorsionGrid, TorsionMaps
 from ccg_gmx.records import FloatArray, FreeEnergySurface
@@ -35,17 +37,15 @@ def marginal(surface: FreeEnergySurface, columns: Sequence[int]) -> FreeEnergySu
     columns = tuple(columns)
     if columns == tuple(range(surface.f.ndim)):
         return surface
+    part = marginal_surface(surface, columns)
     rest = tuple(axis for axis in range(surface.f.ndim) if axis not in columns)
-    f, error = (np.transpose(array, (*columns, *rest)) for array in (surface.f, surface.error))
-    shape = (*f.shape[: len(columns)], -1)
-    f, error = f.reshape(shape), error.reshape(shape)
-    with np.errstate(invalid="ignore"):  # bins without any value stay inf, with an unknown error
-        log_z = logsumexp(-f, axis=-1)
-        share = np.exp(-f - log_z[..., None])
-    mean_error = np.sum(np.where(share > 0, share * error, 0.0), axis=-1)
-    names = tuple(surface.names[axis] for axis in columns)
-    unknown = np.isneginf(log_z)
-    return FreeEnergySurface(log_z.max() - log_z, np.where(unknown, np.nan, mean_error), names, surface.temperature_K)
+    weight, error = (
+        np.transpose(array, (*columns, *rest)).reshape(*part.f.shape, -1)
+        for array in (probability(surface), surface.error)
+    )
+    mass = weight.sum(axis=-1)
+    mean = np.sum(np.where(weight > 0, weight * error, 0.0), axis=-1)
+    return replace(part, error=np.divide(mean, mass, out=np.full_like(mass, np.nan), where=mass > 0))
 
 
 def mutual_information(surface: FreeEnergySurface, i: int, j: int) -> float:

@@ -56,7 +56,7 @@ def hidden_modes_figure(report: HiddenModeReport, series: WalkerSeries) -> Figur
     with plot_style():
         below = 0.45 + 0.15 * len(report.torsions)
         figure = new_figure(WIDTH, PANEL_HEIGHT + below + 0.55)
-        axes = axes_at(figure, 0.62, below, WIDTH - 0.75, PANEL_HEIGHT)
+        axes = axes_at(figure, 0.70, below, WIDTH - 0.85, PANEL_HEIGHT)
         _strips(axes, series, column, counted_walkers(series, column, report.relevant_kT))
         _points_axis(axes, report)
         found = {mode.point for mode in report.modes}
