@@ -62,13 +62,13 @@ class Workflow(Settings):
 
     @model_validator(mode="after")
     def _torsions_are_those_of_coarse(self) -> Workflow:
-        torsions = set(self.coarse.torsions)
+        known = sorted(self.coarse.torsions)
         for basin in self.basins:
-            if not set(basin.ranges) <= torsions:
-                raise ValueError(f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {sorted(torsions)}")
+            if not set(basin.ranges) <= set(known):
+                raise ValueError(f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {known}")
         for start in self.fine_md.starts:
-            if set(start.torsions) != torsions:
-                raise ValueError(f"start {start.name} names {sorted(start.torsions)}, the torsions are {sorted(torsions)}")
+            if sorted(start.torsions) != known:
+                raise ValueError(f"start {start.name} names {sorted(start.torsions)}, the torsions are {known}")
         return self
 
     @model_validator(mode="after")

@@ -212,9 +212,7 @@ class Cycle:
         inputs = self._with_flow(flows, proposal=proposal)
         return self._members("draws", draws.make_draws, settings, inputs, f"turn {turn}")
 
-    def _final_draws(
-        self, flows: list[Path], drawn: list[list[Path]], surface: Path
-    ) -> tuple[list[list[Path]], Path]:
+    def _final_draws(self, flows: list[Path], drawn: list[list[Path]], surface: Path) -> tuple[list[list[Path]], Path]:
         """Add rounds of draws, where and as many as the turns' draws advise, until the errors are small enough."""
         given, pilots, count = self.workflow.draws, drawn[-1], len(drawn)
         plan = self._one(

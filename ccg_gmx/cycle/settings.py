@@ -142,7 +142,7 @@ class CycleSettings(Settings):
     later_turns: float = Field(0.5, description="training steps of later turns, as a part of the first turn's", gt=0)
     tolerance_kT: float = Field(0.1, description="stop when f moves less than this (RMSD below 8 kT)", gt=0)
     grid: int = Field(
-        100, description="points per torsion of the reported surface; fewer where three or more torsions are coarse", ge=12
+        100, description="points per torsion of surfaces and marginals; over three or more at once fewer", ge=12
     )
 
     @field_validator("max_turns")

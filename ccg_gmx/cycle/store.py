@@ -61,7 +61,6 @@ class Work:
     context: dict[str, Any]
     progress: Progress
 
-
     def count(self, **evaluations: int) -> None:
         """Leave on record how many energies were computed, by kind (see :data:`EVALUATIONS`)."""
         write_json(self.folder / EVALUATIONS, evaluations)

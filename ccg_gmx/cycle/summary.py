@@ -146,14 +146,12 @@ def basin_difference(results: Results) -> tuple[float, float]:
 def reference_summary(results: Results) -> dict[str, Any]:
     """Compare the final surface with the reference; every figure next to the reference's own noise.
 
-    Where the reference is a set of marginals, every marginal has its own block, and the largest figures stand above them.
+    Where the reference is a set of marginals, each has its own block, and the largest figures stand above them.
     """
     found = references(results.workflow)
     shown = shown_surfaces(load_fit(results.surface), results.workflow)
     blocks = {axes: _against(reference, shown[axes]) for axes, reference in found.items()}
-    block: dict[str, Any] = {
-        key: max(each[key] for each in blocks.values()) for key in next(iter(blocks.values()))
-    }
+    block: dict[str, Any] = {key: max(each[key] for each in blocks.values()) for key in next(iter(blocks.values()))}
     if len(blocks) > 1:
         block["marginals"] = {",".join(axes): each for axes, each in blocks.items()}
     basins = results.workflow.basins[:2]

@@ -114,7 +114,9 @@ def assess_turn(
     return Turn(
         index=index,
         surface=surface,
-        moved_kT=rmsd_kT(load_surface(previous / "surface.npz"), load_surface(surface / "own.npz")) if previous else math.nan,
+        moved_kT=rmsd_kT(load_surface(previous / "surface.npz"), load_surface(surface / "own.npz"))
+        if previous
+        else math.nan,
         members_kT=max(rmsd_kT(now, member) for member in members),
         largest_error_kT=largest_error(shown.values(), workflow.diagnostics.f_cap_kT),
         kish_fraction_median=float(np.median(np.concatenate(fractions))),

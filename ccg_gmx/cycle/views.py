@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.joint_fit import SurfaceFit
 from ccg_gmx.free_energy.reference import Reference, load_reference_set
 from ccg_gmx.free_energy.surface import histogram_surface
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.records import CoarseRun, FreeEnergySurface
 
 Names = tuple[str, ...]
@@ -27,7 +27,9 @@ def shown_axes(names: Sequence[str]) -> list[Names]:
     return [tuple(names)] if len(names) <= 2 else list(itertools.combinations(names, 2))
 
 
-def shown_surfaces(fit: SurfaceFit, workflow: Workflow, axes: Sequence[Names] | None = None) -> dict[Names, FreeEnergySurface]:
+def shown_surfaces(
+    fit: SurfaceFit, workflow: Workflow, axes: Sequence[Names] | None = None
+) -> dict[Names, FreeEnergySurface]:
     """Return the surface or its marginals over each set of torsions, with errors."""
     names, temperature, grid = tuple(workflow.coarse.torsions), workflow.temperature_K, workflow.cycle.grid
     if len(names) <= 2:
@@ -52,7 +54,9 @@ def references(workflow: Workflow) -> dict[Names, Reference]:
     for axes, reference in found.items():
         surface = reference.surface
         if axes not in wanted:
-            raise CcgError(f"it is of the torsions {', '.join(axes)}", expected=" or ".join(", ".join(w) for w in wanted))
+            raise CcgError(
+                f"it is of the torsions {', '.join(axes)}", expected=" or ".join(", ".join(w) for w in wanted)
+            )
         if surface.f.shape != (grid,) * len(axes) or surface.temperature_K != workflow.temperature_K:
             raise CcgError(
                 f"it has a grid of {surface.f.shape} at {surface.temperature_K:g} K",

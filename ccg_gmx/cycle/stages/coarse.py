@@ -1,4 +1,4 @@
-"""Stages of the free energy and the coarse model: surface, coarse fit, coarse MD, next proposal."""
+"""Stages of the coarse model: its fit and its MD in GROMACS."""
 
 from __future__ import annotations
 
@@ -8,79 +8,54 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccg_gmx.cycle.proposal import mixture_proposal, uniform_proposal
 from ccg_gmx.cycle.stages.fine import find_gmx
-from ccg_gmx.cycle.stages.learn import load_bead_draws, load_draws
+from ccg_gmx.cycle.stages.learn import load_bead_draws
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.mdp import Mdp, coarse_run
 from ccg_gmx.export.gromacs import CoarseMolecule, GromacsExportSettings, write_forcefield
-from ccg_gmx.free_energy.joint_fit import JointFitSettings, fit_surface
 from ccg_gmx.free_energy.surface import histogram_surface
-from ccg_gmx.free_energy.surface_files import load_surface, save_surface, write_npz
+from ccg_gmx.free_energy.surface_files import load_surface, write_npz
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.molecule.structure import read_structure
+from ccg_gmx.molecule.supports import bead_torsions
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
-from ccg_gmx.potential.basis import SeparableBasis, SplineTerm, TorsionGrid
+from ccg_gmx.potential.basis import SeparableBasis, TorsionMaps, covering_term
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.potential.fit import BeadSamples, FitSettings, fit_coarse_potential
+from ccg_gmx.potential.pairing import pair_torsions
 from ccg_gmx.records import CoarseRun, FloatArray, FreeEnergySurface
 
-
-def first_proposal(work: Work) -> None:
-    """Uniform over the torsions: nothing is known yet. Writes proposal.npz."""
-    uniform_proposal(work.settings["grid"], work.settings["n_s"]).save(work.folder / "proposal.npz")
+_KERNEL_DEGREES = 6.0  # of the coarse frames' density in a proposal: well inside a torsion's well
+_MAP_POINTS = 48  # per torsion of the marginals that maps are fitted to; contains the maps' knots
 
 
-def next_proposal(work: Work) -> None:
-    """Mix uniform floor, Boltzmann density at raised temperature and coarse MD frames.
+def coarse_density(run: CoarseRun, like: FreeEnergySurface) -> FloatArray:
+    """Density of a coarse run's frames on the grid of a surface, ``[n] * n_s``, smoothed with a Gaussian kernel.
 
-    Inputs: surface, coarse (optional). Writes proposal.npz.
+    With three or more torsions cells are wide and frames in them few, and the kernel is at least half a cell wide.
     """
-    surface = load_surface(work.inputs["surface"] / "surface.npz")
-    coarse = None
-    if "coarse" in work.inputs:
-        run = load_coarse_run(work.inputs["coarse"])
-        density = histogram_surface(run.s, len(surface.f), surface.names, surface.temperature_K, kde_degrees=6.0)
-        coarse = np.exp(-density.f)
-    mixture_proposal(
-        surface.f,
-        coarse,
-        uniform=work.settings["uniform_fraction"],
-        coarse_fraction=work.settings["coarse_fraction"],
-        temperature_factor=work.settings["temperature_factor"],
-    ).save(work.folder / "proposal.npz")
-
-
-def make_surface(work: Work) -> None:
-    """Fit one smooth surface to the draws of all members, and one to each member alone.
-
-    Inputs: system, draws0, draws1, ... Writes surface.npz, member0.npz, ..., fit.npz.
-    """
-    system = System.load(work.inputs["system"])
-    settings = JointFitSettings(**work.settings["joint_fit"])
-    names, n = system.torsion_names, work.settings["grid"]
-    members = [load_draws(work.inputs[f"draws{index}"]) for index in range(work.settings["members"])]
-    fit = fit_surface(members, settings)
-    fit.save(work.folder / "fit.npz")
-    save_surface(fit.surface(n, names, system.temperature_K), work.folder / "surface.npz")
-    for index, draws in enumerate(members):
-        alone = fit if len(members) == 1 else fit_surface([draws], settings)
-        save_surface(alone.surface(n, names, system.temperature_K), work.folder / f"member{index}.npz")
+    n = len(like.f)
+    kernel = _KERNEL_DEGREES if like.f.ndim <= 2 else max(_KERNEL_DEGREES, 180.0 / n)
+    return np.exp(-histogram_surface(run.s, n, like.names, like.temperature_K, kde_degrees=kernel).f)
 
 
 def fit_coarse(work: Work) -> None:
     """Fit the coarse potential and write it as a plain GROMACS model.
 
-    Inputs: system, surface, split, structure, beads0, ... Writes potential.npz, forcefield/.
+    Inputs: system, surface, beads0, ... Writes potential.npz, forcefield/.
     """
     system = System.load(work.inputs["system"])
     settings = FitSettings(**work.settings["coarse_fit"])
     surface = load_surface(work.inputs["surface"] / "surface.npz")
     draws = load_bead_draws([work.inputs[f"beads{index}"] for index in range(work.settings["members"])])
     samples = BeadSamples.from_draws(draws, draws.log_rho)
-    terms = tuple(SplineTerm.covering(c, samples.b[:, i]) for i, c in enumerate(system.coordinates.b))
-    basis = SeparableBasis(terms, TorsionGrid(system.torsion_names))
-    potential = fit_coarse_potential(basis, surface, samples, settings)
+    terms = tuple(covering_term(c, samples.b[:, i]) for i, c in enumerate(system.coordinates.b))
+    maps = pair_torsions(surface, torsion_positions(system))
+    marginals = None
+    if len(maps.grids) > 1:
+        marginals = map_marginals(SurfaceFit.load(work.inputs["surface"] / "fit.npz"), maps, surface)
+    potential = fit_coarse_potential(SeparableBasis(terms, maps), surface, samples, settings, marginals)
     potential.save(work.folder / "potential.npz")
     s, b = potential.sample(1, work.seed)
     start = system.coordinates.beads(torch.from_numpy(s), torch.from_numpy(b))[0].numpy()
@@ -88,18 +63,35 @@ def fit_coarse(work: Work) -> None:
     write_forcefield(work.folder / "forcefield", potential, coarse_molecule(system), start, mdp.text())
 
 
+def torsion_positions(system: System) -> tuple[int, ...]:
+    """Place of every coarse torsion in the bead chain; neighbours there share three beads."""
+    chain = bead_torsions(system.coordinates.tree)
+    return tuple(chain.index(atoms) for atoms in system.coordinates.s_atoms)
+
+
+def map_marginals(fit: SurfaceFit, maps: TorsionMaps, like: FreeEnergySurface) -> list[FreeEnergySurface]:
+    """Marginals of the fitted surface, with errors, over the torsions of each map; names as in ``like``."""
+    return [fit.marginal(columns, _MAP_POINTS, like.names, like.temperature_K) for columns in maps.columns]
+
+
 def coarse_molecule(system: System) -> CoarseMolecule:
     """Beads with the mass of their atom and of what hangs on it, so that the total mass is kept."""
     topology, chain = system.topology, list(system.beads)
     n = len(chain)
+    torsions = bead_torsions(system.coordinates.tree)
+    left = tuple(atoms for atoms in torsions if atoms not in system.coordinates.s_atoms)
     return CoarseMolecule(
         name="COARSE",
         bead_names=tuple(topology.names[atom] for atom in chain),
         residue_names=tuple(topology.residue_names[atom] for atom in chain),
         residue_ids=tuple(int(topology.residue_ids[atom]) for atom in chain),
         masses=bead_masses(system),
-        terms=tuple((i, i + 1) for i in range(n - 1)) + tuple((i, i + 1, i + 2) for i in range(n - 2)),
-        torsions=tuple(tuple(chain.index(atom) for atom in atoms) for atoms in system.coordinates.s_atoms),
+        terms=(
+            *((i, i + 1) for i in range(n - 1)),
+            *((i, i + 1, i + 2) for i in range(n - 2)),
+            *(tuple(map(chain.index, atoms)) for atoms in left),
+        ),
+        torsions=tuple(tuple(map(chain.index, atoms)) for atoms in system.coordinates.s_atoms),
     )
 
 
@@ -153,14 +145,21 @@ def _coarse_mdp(system: System, settings: dict[str, Any], steps: int, seed: int,
 
 
 def equilibrium_starts(potential: CoarsePotential, count: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Draw ``(s [count, n_s], b [count, n_b])`` from the coarse density, evenly spread along the first torsion.
+    """Draw ``(s [count, n_s], b [count, n_b])`` from the coarse density, evenly spread along a torsion of every map.
 
-    Every 16th of a sorted sample: still draws of the density, but basins along that torsion hold their share to
-    about one copy instead of its square root.
+    Every 16th of a sample sorted by the map's first torsion: still draws of the density, but basins along that torsion
+    hold their share to about one copy instead of its square root. Maps are independent, so each is thinned by itself
+    and joined to the others in random order.
     """
     s, b = potential.sample(16 * count, seed)
-    order = np.argsort(s[:, 0], kind="stable")[8::16]
-    return s[order], b[order]
+    rng = np.random.default_rng([seed, 1])
+    first, *others = potential.basis.maps.columns
+    chosen = np.argsort(s[:, first[0]], kind="stable")[8::16]
+    starts, b = s[chosen], b[chosen]
+    for columns in others:
+        thinned = np.argsort(s[:, columns[0]], kind="stable")[8::16]
+        starts[:, columns] = s[rng.permutation(thinned)][:, columns]
+    return starts, b
 
 
 def _save_coarse(folder: Path, system: System, trajectory: Path, ns_per_day: float) -> None:
@@ -202,8 +201,3 @@ def load_coarse_run(folder: Path) -> CoarseRun:
         return CoarseRun(
             data["s"], data["b"], data["positions"], float(data["ns_per_day"]), data["walker"].astype(np.int64)
         )
-
-
-def coarse_surface(run: CoarseRun, like: FreeEnergySurface, kde_degrees: float) -> FreeEnergySurface:
-    """Return the free energy of the coarse run's histogram on the grid of another surface."""
-    return histogram_surface(run.s, len(like.f), like.names, like.temperature_K, kde_degrees=kde_degrees)

@@ -13,8 +13,8 @@ from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow
-from ccg_gmx.free_energy.joint_fit import SurfaceFit
 from ccg_gmx.free_energy.surface_files import write_npz
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.free_energy.variance import VarianceModel, draws_needed
 from ccg_gmx.free_energy.weights import draw_weights, forward_log_weights
 from ccg_gmx.records import FloatArray, IntArray, WeightedDraws

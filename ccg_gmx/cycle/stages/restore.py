@@ -43,7 +43,9 @@ def restore_frames(work: Work) -> None:
         s, b = system.coordinates.split_beads(beads)
         y, log_q = flow.draw_rest(s, b, generator)
         positions = system.coordinates.place(beads, y)
-        log_w = (-target(s, b, y) - log_q).numpy()
+        inside = system.coordinates.in_support_beads(b).numpy()
+        # Beads that left the ensemble (a peptide bond turned cis) have no weight in it, and still count as draws.
+        log_w = np.where(inside, (-target(s, b, y) - log_q).numpy(), -np.inf)
         log_w_total = log_w - potential.log_density(s.numpy(), b.numpy())
         chirality = system.coordinates.chirality_errors(positions)
     atoms = positions.numpy()
@@ -71,6 +73,8 @@ def restore_frames(work: Work) -> None:
         "clash_fraction": clash_fraction(system.topology, atoms),
         "clash_fraction_fine_md": clash_fraction(system.topology, fine.numpy()),
         "chirality_errors": int(chirality.sum()),
+        "bead_support_errors": int(np.sum(~inside)),
         "kish_fraction_total": float(kish_fraction(log_w_total[None])[0]),
     }
     write_json(work.folder / "restored.json", facts)
+    work.count(flow=count)

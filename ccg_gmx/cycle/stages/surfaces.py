@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ccg_gmx.cycle.proposal import mixture_proposal, uniform_proposal
-from ccg_gmx.cycle.stages.coarse import coarse_density
+from ccg_gmx.cycle.stages.coarse import coarse_density, load_coarse_run
 from ccg_gmx.cycle.stages.draws import load_draws
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
@@ -28,7 +28,7 @@ def next_proposal(work: Work) -> None:
     surface = load_surface(folder / "surface.npz")
     mixture_proposal(
         surface.f,
-        coarse_density(work.inputs["coarse"], surface),
+        coarse_density(load_coarse_run(work.inputs["coarse"]), surface),
         uniform=settings["uniform_fraction"],
         coarse_fraction=settings["coarse_fraction"],
         temperature_factor=settings["temperature_factor"],
@@ -71,7 +71,9 @@ def make_surface(work: Work) -> None:
     newest = [record for (group, _), found in records.items() if group >= settings["first_new"] for record in found]
     tasks = [("surface", everything), ("own", newest)]
     for member in range(settings["members"]):
-        tasks.append((f"member{member}", [r for (_, owner), found in records.items() if owner == member for r in found]))
+        tasks.append(
+            (f"member{member}", [r for (_, owner), found in records.items() if owner == member for r in found])
+        )
     for done, (name, wanted) in enumerate(tasks):
         fitted(name, wanted)
         work.progress(done + 1, len(tasks))
