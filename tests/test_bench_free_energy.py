@@ -378,7 +378,8 @@ def test_a_tiny_run_of_everything(gmx: Any, tmp_path: Path):
     again = CliRunner().invoke(bench_free_energy, [argument for argument in arguments if argument != "--json"])
     assert again.exit_code == 0, again.output
     assert "plain MD from one structure" in again.stdout
-    assert cycle_turns(tmp_path / "bench" / "cycle_seed1", 1)[-1].evaluations == seed["evaluations"]
+    # the last surface, before the coarse run and the restored frames, is not the whole cost
+    assert cycle_turns(tmp_path / "bench" / "cycle_seed1", 1)[-1].evaluations < seed["evaluations"]
 
 
 @pytest.mark.gmx

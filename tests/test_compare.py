@@ -64,6 +64,7 @@ def test_a_hole_is_counted() -> None:
     found = compare(Subject("a", with_hole(smooth(24))), Subject("b", smooth(24)))
     assert found.forward_kl == found.rmsd_kT == np.inf
     assert found.forbidden == 1
+    assert found.rmsd_shared_kT == 0
 
 
 def test_other_grids_are_interpolated() -> None:
@@ -141,13 +142,13 @@ def test_halves_of_a_reference_give_error_and_floor(tmp_path: Path) -> None:
 
 def test_a_report_beside_a_surface_gives_its_errors(tmp_path: Path) -> None:
     save_surface(smooth(24), tmp_path / "fes.npz")
-    row = {"first": "low", "second": "high", "error_kT": 0.05}
+    row = {"first": "low", "second": "high", "f_kT": 1.25, "error_kT": 0.05}
     save_report(tmp_path / "fes.npz", [LOW, HIGH], {"delta_f": [row]})
     subject = load_subject(tmp_path / "fes.npz")
     renamed = [Basin(name="A", ranges=HIGH.ranges), Basin(name="B", ranges=LOW.ranges)]
-    for basins in ([LOW, HIGH], renamed):
+    for basins, f in (([LOW, HIGH], 1.25), (renamed, -1.25)):
         (d,) = compare(subject, subject, basins).differences
-        assert (d.a_error, d.bounds) == (0.05, (False, False))
+        assert (d.a, d.a_error, d.bounds) == (f, 0.05, (False, False))
     other = [LOW, Basin(name="high", ranges={"phi": (0, 170), "psi": (-180, 180)})]
     assert compare(subject, subject, other).differences[0].bounds == (True, True)
     save_surface(smooth(24, 0.1), tmp_path / "fes.npz")

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from systems import GaussianSystem, TwoModes
 
 from ccg_gmx.errors import CcgError
+from ccg_gmx.free_energy.coverage import coverage, unseen
 from ccg_gmx.free_energy.diagnostics import (
     DiagnosticSettings,
+    FineEvidence,
+    HiddenEvidence,
     diagnose,
     doubling_drift,
     forward_ess_fraction,
@@ -20,6 +23,8 @@ from ccg_gmx.free_energy.diagnostics import (
 )
 from ccg_gmx.free_energy.estimators import bar, exp_estimate, global_average, relative_variance, sandwich
 from ccg_gmx.free_energy.pareto import fit_generalised_pareto, pareto_k
+from ccg_gmx.free_energy.run_agreement import block_error, compare_runs
+from ccg_gmx.free_energy.torsion_grid import Basin, grid, shifted
 from ccg_gmx.free_energy.weights import draw_weights, forward_log_weights
 
 HAND = np.log(np.array([[1.0, 3.0], [2.0, 2.0], [0.0, 4.0]]).clip(1e-300))
@@ -185,3 +190,149 @@ def test_global_average_by_hand_and_refusals() -> None:
         global_average(np.zeros(3), np.zeros(4))
     with pytest.raises(CcgError, match="weight"):
         global_average(np.full(3, -np.inf), np.zeros(3))
+
+
+def test_unseen_is_the_exact_distance_on_the_torus() -> None:
+    points = np.radians([[179.0, 0.0], [-161.0, 0.0], [-158.9, 0.0], [165.0, 15.0], [-180.0, 180.0]])
+    s = np.radians([[179.0, 0.0]])
+    # 0, 20 (across the end), 22.1, hypot(14, 15) = 20.5 and 180 degrees away
+    assert unseen(points, s, 20.01).tolist() == [False, False, True, True, True]
+    assert not unseen(np.array([[np.pi, -np.pi]]), np.array([[-np.pi, np.pi]]), 1.0).any()
+
+
+def test_coverage_by_hand_in_one_torsion() -> None:
+    """A flat surface and frames at 0: all but 40 of 360 degrees is unseen; 60 of the 120 of a basin at its edge."""
+    surface = shifted(np.zeros(360), ("phi",), 300.0)
+    basin = Basin(name="side", ranges={"phi": (-10, 30)})
+    found = coverage(surface, np.full((5, 1), 1e-6), 20.0, (basin,))
+    assert found.unseen_probability == pytest.approx(1 - 41 / 360, abs=2 / 360)
+    assert found.basin == "side"
+    assert found.unseen_basin_fraction == pytest.approx(9 / 40, abs=0.04)
+    everywhere = coverage(surface, np.linspace(-np.pi, np.pi, 30)[:, None], 20.0)
+    assert (everywhere.unseen_probability, everywhere.place, everywhere.basin) == (0.0, {}, None)
+
+
+def test_coverage_names_the_place() -> None:
+    """Two Gaussian wells of known weight; frames in one of them."""
+    points = grid(72, 2)
+
+    def well(phi: float, psi: float) -> np.ndarray:
+        off = (points - np.radians([phi, psi]) + np.pi) % (2 * np.pi) - np.pi
+        return -0.5 * (off**2).sum(1) / np.radians(12.0) ** 2
+
+    f = -np.logaddexp(well(-80, 75), well(60, -45) + np.log(0.026))
+    surface = shifted(f.reshape(72, 72), ("phi", "psi"), 300.0)
+    rng = np.random.default_rng(1)
+    s = np.radians([-80, 75]) + np.radians(12.0) * rng.standard_normal((2000, 2))
+    found = coverage(surface, s, 20.0)
+    assert found.unseen_probability == pytest.approx(0.026 / 1.026, rel=0.05)
+    assert found.words() == (
+        "2.5% of the probability lies where fine MD has never been, most of it near phi = 60, psi = -45: "
+        "start fine runs there"
+    )
+
+
+def test_coverage_of_four_torsions_looks_at_pairs() -> None:
+    """Independent torsions with two wells each: short runs leave 4D cells empty, but every pair is covered, or not."""
+    n, rng = 24, np.random.default_rng(2)
+    x = -np.pi + 2 * np.pi / n * np.arange(n)
+    one = 4 * (1 + np.cos(2 * x))  # wells at +-90 degrees
+    f = sum(np.expand_dims(one, [k for k in range(4) if k != axis]) for axis in range(4))
+    names = ("phi1", "psi1", "phi2", "psi2")
+    surface = shifted(np.asarray(f), names, 300.0)
+    p = np.exp(-one) / np.exp(-one).sum()
+    s = x[rng.choice(n, size=(3000, 4), p=p)] + rng.uniform(-0.13, 0.13, (3000, 4))
+    assert coverage(surface, s, 20.0).unseen_probability < 0.005
+    s = s[(s[:, 1] < 0) | (s[:, 2] < 0)]  # the pair (psi1, phi2) was never positive together
+    found = coverage(surface, s, 20.0)
+    assert found.unseen_probability == pytest.approx(0.25, abs=0.01)
+    assert set(found.place) == {"psi1", "phi2"}
+    assert all(60 < value < 120 for value in found.place.values())
+
+
+def test_coverage_refuses_frames_of_other_torsions() -> None:
+    surface = shifted(np.zeros(36), ("phi",), 300.0)
+    for s in (np.zeros((4, 2)), np.zeros((0, 1))):
+        with pytest.raises(CcgError, match="fine frames of shape"):
+            coverage(surface, s, 20.0)
+
+
+def test_block_error_knows_of_correlation() -> None:
+    """AR(1) with correlation time 20 frames: the error of the mean of 4000 is sqrt((1 + a) / (1 - a) / 4000)."""
+    rng, a, runs = np.random.default_rng(3), 0.95, 300
+    x = np.empty((4000, runs))
+    x[0] = rng.standard_normal(runs)
+    for t in range(1, 4000):
+        x[t] = a * x[t - 1] + np.sqrt(1 - a**2) * rng.standard_normal(runs)
+    errors = np.array([block_error(column) for column in x.T])
+    assert np.sqrt((errors**2).mean()) == pytest.approx(np.sqrt((1 + a) / (1 - a) / 4000), rel=0.10)
+    assert block_error(np.zeros(1)) == np.inf
+
+
+def test_runs_that_agree_and_one_that_does_not() -> None:
+    """400 sets of 6 equal runs: what is certain of a distance stays below 0.3 kT; a run off by 5 kT is named."""
+    rng, run = np.random.default_rng(4), np.repeat(np.arange(6), 100)
+    found = [compare_runs(0.5 + 0.8 * rng.standard_normal((2, 600)), run) for _ in range(400)]
+    assert max(one.disagreement_kT for one in found if one) < 0.3
+    forward = 0.5 + 0.8 * rng.standard_normal((2, 600))
+    forward[:, run == 3] += 5.0
+    off = compare_runs(forward, run)
+    assert off is not None
+    assert (off.runs, off.furthest_run) == (6, 3)
+    assert 4 < off.disagreement_kT < 5
+    forward[:, run == 4] = np.inf
+    outside = compare_runs(forward, run)
+    assert outside is not None
+    assert (outside.disagreement_kT, outside.least_ess_fraction, outside.least_run) == (np.inf, 0.0, 4)
+    assert compare_runs(forward, np.zeros(600, dtype=int)) is None
+
+
+def judged(fine: FineEvidence | None = None, hidden: HiddenEvidence | None = None, frames: int = 40):
+    rng = np.random.default_rng(5)
+    return diagnose(
+        0.1 * rng.standard_normal((100, 40)), 0.1 * rng.standard_normal((2, frames)), np.zeros(100), np.zeros(frames),
+        fine=fine, hidden=hidden,
+    ).verdict()  # fmt: skip
+
+
+def test_verdict_on_where_fine_md_has_been() -> None:
+    f = 3 * np.cos(2 * grid(100, 1)[:, 0])
+    surface = shifted(f, ("phi",), 300.0)
+    left, right = Basin(name="left", ranges={"phi": (-180, 0)}), Basin(name="right", ranges={"phi": (0, 180)})
+    both = np.linspace(-np.pi, np.pi, 40, endpoint=False)[:, None]
+    run = np.arange(40) // 20
+    trusted, reasons = judged(FineEvidence(both, both, run, surface, (left, right)))
+    assert trusted
+    assert any("100.00% of the probability" in reason for reason in reasons)
+    trusted, reasons = judged(FineEvidence(both[:20], both, run, surface, (left, right)))
+    assert not trusted
+    assert any("start fine runs there" in reason for reason in reasons)
+    assert any("of the basin right" in reason for reason in reasons)
+    trusted, reasons = judged(FineEvidence(both, both[:30], run[:30], surface, (left, right)), frames=30)
+    assert reasons == [
+        "not yet, because only 10 held-out fine frames lie in the basin right (wanted 20): run longer there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "trusted", "words"),
+    [
+        (HiddenEvidence((), True), True, "no slow motion is hidden"),
+        (HiddenEvidence((), True, 0.3), True, "effective fraction of 30%"),
+        (HiddenEvidence((), True, 1e-5), False, "the flow misses a state"),
+        (HiddenEvidence(("at phi = 0 walkers stay",), True), False, "a slow motion is hidden"),
+        (HiddenEvidence(("at phi = 0 walkers stay",), True, 1e-5), False, "a slow motion is hidden"),
+        (HiddenEvidence(("at phi = 0 walkers stay",), True, 0.3), True, "the flow knows every state"),
+        (HiddenEvidence((), False, 0.3), False, "too few walkers"),
+    ],
+)
+def test_verdict_on_hidden_modes(evidence: HiddenEvidence, trusted: bool, words: str) -> None:
+    found, reasons = judged(hidden=evidence)
+    assert found is trusted
+    assert any(words in reason for reason in reasons)
+
+
+def test_evidence_that_does_not_fit_the_frames_is_refused() -> None:
+    surface = shifted(np.zeros(36), ("phi",), 300.0)
+    with pytest.raises(CcgError, match="held-out s"):
+        judged(FineEvidence(np.zeros((4, 1)), np.zeros((4, 1)), np.zeros(4, dtype=int), surface))

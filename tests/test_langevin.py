@@ -14,6 +14,7 @@ from ccg_gmx.engine.mdp import fine_run
 from ccg_gmx.errors import CheckpointError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.langevin import Langevin, LangevinState
+from ccg_gmx.molecule.langevin_kernel import BaoabUpdate
 from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
 from ccg_gmx.units import BOLTZMANN_KJ_MOL_K, thermal_energy
@@ -230,6 +231,45 @@ def test_a_walker_that_blows_up_is_named():
     state.velocities[2] = 0.3
     with pytest.raises(TrajectoryError, match=r"walker 3 of 5 .* at step 4 .*nan.*shorter time step than 0\.1 ps"):
         langevin.run(state, 50)
+
+
+def test_a_force_that_is_not_finite_is_named_at_its_step_even_if_the_energy_is():
+    calls = []
+
+    def explosive(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        energy, gradient = quartic(x)
+        calls.append(0)
+        if len(calls) == 8:  # the first call is step 0
+            gradient[1, 0, 2] = torch.nan
+        return energy, gradient
+
+    langevin = Langevin(explosive, [5.0], 300.0, 1.0, 0.01, seed=1)
+    with pytest.raises(TrajectoryError, match=r"walker 2 of 3 .* at step 7"):
+        langevin.run(langevin.start(torch.zeros(3, 1, 3, dtype=torch.float64)), 50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_compiled_update_is_that_of_torch(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(1)
+    x, v, gradient, noise = (torch.randn(7, 5, 3, generator=generator, dtype=dtype) for _ in range(4))
+    masses = torch.tensor([1.0, 12.0, 14.0, 16.0, 1.0], dtype=torch.float64)[:, None]
+    ends = []
+    for compiled in (True, False):
+        update = BaoabUpdate(x, masses, 0.002, 0.97, 0.1 / masses.sqrt(), compiled=compiled)
+        r, w = x.clone(), v.clone()
+        update.advance(r, w, gradient, noise)
+        total = update.finish(w, gradient, noise[:, 0, 0].contiguous())
+        assert total == pytest.approx(float(noise[:, 0, 0].sum() + w.sum()), rel=1e-4)
+        ends.append((r, w))
+    torch.testing.assert_close(ends[0], ends[1])
+    assert not torch.equal(ends[0][0], x)
+
+
+def test_calls_between_do_not_change_the_run():
+    langevin = Langevin(quartic, [5.0, 7.0], 300.0, 2.0, 0.05, seed=6)
+    begin = langevin.start(torch.zeros(16, 2, 3, dtype=torch.float64))
+    often = langevin.run(begin, 60, every=7, callback=lambda state, energy: None)
+    assert torch.equal(often.positions, langevin.run(begin, 60).positions)
 
 
 def test_float32_stays_float32():

@@ -215,6 +215,20 @@ def test_without_coupling_nothing_is_lost() -> None:
     assert np.sqrt(np.average((potential.grid(N) / potential.kT - surface.f) ** 2, weights=np.exp(-surface.f))) < 0.05
 
 
+def test_marginals_with_errors_of_their_own_are_what_the_maps_follow(coupled: CoarsePotential) -> None:
+    """Other marginals, on another grid: the maps are theirs, and surface_kl is about the surface all the same."""
+    surface, samples, maps = four(), samples_of(1.5, 6000, 1), coupled.basis.maps
+    axis = grid_points(48)
+    other = [pair_energy(axis[:, None], axis[None]), pair_energy(axis[None], axis[:, None])]
+    marginals = [shifted(f, g.names, 300.0, np.full_like(f, 0.01)) for f, g in zip(other, maps.grids, strict=True)]
+    potential = fit_coarse_potential(coupled.basis, surface, samples, None, marginals)
+    for k, part in enumerate(marginals):
+        assert forward_kl(part, shifted(potential.map_grid(k, 48) / potential.kT, part.names, 300.0)) < 2e-3
+    assert potential.residual.surface_kl > coupled.residual.surface_kl + 0.1
+    with pytest.raises(SettingsError, match="one per map"):
+        fit_coarse_potential(coupled.basis, surface, samples, None, marginals[::-1])
+
+
 def test_least_squares_on_the_surface_would_be_worse(coupled: CoarsePotential) -> None:
     """The sum of maps nearest to F in the Boltzmann-weighted least-squares sense has wrong marginals, by 1e-2 nats."""
     surface, w = four(), np.exp(-four().f).reshape(N * N, N * N)
@@ -457,13 +471,17 @@ def test_the_folder_has_a_table_for_every_dihedral_and_says_what_is_there(
     assert "B4 B5 B6 B7 B8 1 24 24" in top
     assert "1 2 3 4 5 1\n4 5 6 7 8 1\n" in top
     assert "3 4 5 6 8 0 1.0" in top
-    assert "a CMAP over (phi1, psi1), a CMAP over (phi2, psi2), a dihedral over torsion omega" in readme
+    assert (
+        "a CMAP over (phi1, psi1), a CMAP over (phi2, psi2) and a term for each bond, each angle and torsion omega."
+        in readme
+    )
     assert "0.12 nats" in readme
     field = written(tmp_path / "one", pair_and_one, THREE)
     top, readme = field.topology.read_text(), (field.folder / "README.md").read_text()
     assert {path.name for path in field.tables if "_d" in path.name} == {f"table_d{i}.xvg" for i in range(3)}
     assert top.count(" 1 24 24") == 1
-    assert "a dihedral over (phi2), a CMAP over (phi1, psi1), a dihedral over torsion omega" in readme
+    assert "a dihedral over (phi2), a CMAP over (phi1, psi1) and a term for" in readme
+    assert "each angle and torsion omega, torsion psi2." in readme
 
 
 def test_maps_that_gromacs_cannot_have_are_refused(tmp_path: Path) -> None:

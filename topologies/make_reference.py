@@ -126,6 +126,7 @@ CASES = {
             Basin(name=name, ranges={"phi": box})
             for name, box in {"trans": (140, -140), "gauche+": (40, 90), "gauche-": (-90, -40)}.items()
         ),
+        target=BiasTarget(boltzmann=0.0, root=0.2, uniform=0.8),
         first_estimate=None,
     ),
     "alanine_tripeptide": Case(
@@ -225,7 +226,9 @@ class Round:
                 self.save()
                 bar.update_to(now.step)
 
-        self.state = langevin.run(self.state, max(0, steps - self.state.step), every=SAMPLE_EVERY, callback=sample)
+        if self.state.step >= steps:
+            return
+        self.state = langevin.run(self.state, steps - self.state.step, every=SAMPLE_EVERY, callback=sample)
         self.cpu_s = time.process_time() - clock
         self.save()
 
@@ -239,7 +242,8 @@ class Round:
         """Say how precise each marginal is and how often walkers changed basins."""
         case, kT = self.case, thermal_energy(TEMPERATURE_K)
         lines = [
-            f"{self.state.step - self.equilibration} steps (after {self.equilibration}) of {len(self.visits.last)} walkers, {self.histograms.frames} frames, "
+            f"{self.state.step - self.equilibration} steps (after {self.equilibration}) of {len(self.visits.last)} "
+            f"walkers, {self.histograms.frames} frames, "
             f"Kish fraction {self.histograms.kish_fraction:.3f}, {self.cpu_s:.0f} s of processor time"
         ]
         for marginal in case.marginals:

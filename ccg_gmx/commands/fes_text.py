@@ -36,6 +36,7 @@ def frames_report(found: FrameSurface, read: UserFrames) -> dict[str, Any]:
                 "second": d.second,
                 "kJ_mol": d.f * kT,
                 "error_kJ_mol": d.error * kT,
+                "f_kT": d.f,
                 "error_kT": d.error,
                 "halves_kJ_mol": [half * kT for half in d.halves],
                 "blocks": d.blocks,
@@ -80,6 +81,7 @@ def comparison_report(result: Comparison, name_a: str, name_b: str) -> dict[str,
         "noise_floor": result.noise_floor,
         "jensen_shannon": result.jensen_shannon,
         "rmsd_kT": result.rmsd_kT,
+        "rmsd_shared_kT": result.rmsd_shared_kT,
         "cap_kT": result.cap_kT,
         "forbidden_bins": result.forbidden,
         "delta_f": [
@@ -113,7 +115,8 @@ def comparison_text(report: dict[str, Any]) -> str:
     lines.append(f"Jensen-Shannon {report['jensen_shannon']:.2e} nats")
     lines.append(f"RMSD           {report['rmsd_kT']:.3f} kT where B is below {report['cap_kT']:g} kT")
     if report["forbidden_bins"]:
-        lines.append(f"A has no value in {report['forbidden_bins']} bins where B is below {report['cap_kT']:g} kT")
+        missing = f"A has no value in {report['forbidden_bins']} of these bins"
+        lines.append(f"{missing}; RMSD over the others {report['rmsd_shared_kT']:.3f} kT")
     for d in report["delta_f"]:
         values = [f"{which.upper()} {_with_error(d, which)}" for which in ("a", "b")]
         between = _with_error(d, "difference")

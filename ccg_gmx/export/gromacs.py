@@ -285,8 +285,8 @@ runs it with GROMACS' own functional forms for the bonded terms. With the fitted
 {TABLES_MDP_NAME} is {MDP_NAME} with `define = -DTABLES`; the tables are {tables}.
 
 The potential is one per Cartesian volume of the beads (plain dynamics needs no further term) and separable:
-{_parts(potential)}. There are no non-bonded interactions. Outside the range of the data the
-tables continue as stiff parabolas.
+{_parts(potential)}.
+There are no non-bonded interactions. Outside the range of the data the tables continue as stiff parabolas.
 {_lost(potential)}
 How far the analytic forms are from the tables, Boltzmann-weighted rms:
 
@@ -301,8 +301,8 @@ def _parts(potential: CoarsePotential) -> str:
     maps = [grid.names for grid in potential.basis.maps.grids]
     words = [f"a {'CMAP' if len(names) == 2 else 'dihedral'} over ({', '.join(names)})" for names in maps]
     left = [term.coordinate.name for term in potential.basis.terms if term.coordinate.kind == "torsion"]
-    words += [f"a dihedral over {name}, no coarse torsion" for name in left]
-    return ", ".join(words) + " and a term for each bond and angle"
+    others = f"each bond, each angle and {', '.join(left)}" if left else "each bond and angle"
+    return f"{', '.join(words)} and a term for {others}"
 
 
 def _lost(potential: CoarsePotential) -> str:

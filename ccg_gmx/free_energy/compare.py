@@ -42,13 +42,14 @@ class Subject:
         name: for people.
         surface: the surface.
         reference: its independent halves, if the file has them.
-        known: two boxes -> standard error in kT of the difference between them, found together with the surface.
+        known: (first box, second box) -> (f(second) - f(first), its standard error) in kT, found from the frames
+            themselves and so free of bins and smoothing.
     """
 
     name: str
     surface: FreeEnergySurface
     reference: Reference | None = None
-    known: Mapping[frozenset[Box], float] = field(default_factory=dict)
+    known: Mapping[tuple[Box, Box], tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Comparison:
         forward_kl: ``sum p ln(p / q)`` in nats, p of B and q of A; inf where A forbids what B has.
         jensen_shannon: nats.
         rmsd_kT: over bins where B is below ``cap_kT``, after the best offset; inf where A has no value.
+        rmsd_shared_kT: the same over those of these bins that A has a value for; nan without any.
         cap_kT: see ``rmsd_kT``.
         forbidden: bins of B below the cap that A never visited.
         noise_floor: forward KL that the noise of a reference explains, nats; None without halves.
@@ -106,6 +108,7 @@ class Comparison:
     forward_kl: float
     jensen_shannon: float
     rmsd_kT: float
+    rmsd_shared_kT: float
     cap_kT: float
     forbidden: int
     noise_floor: float | None
@@ -136,7 +139,7 @@ def load_subject(path: Path, temperature_K: float | None = None, names: Sequence
             raise CcgError(f"{path} is a PLUMED grid without a temperature", remedy="give --temperature")
         return Subject(path.name, read_plumed_grid(path, temperature_K))
     if "f" in npz_keys(path):
-        return Subject(path.stem, load_surface(path), None, _known_errors(path))
+        return Subject(path.stem, load_surface(path), None, _known_differences(path))
     references = load_reference_set(path)
     wanted = tuple(names) if names is not None else next(iter(references))
     chosen = next((r for key, r in references.items() if set(key) == set(wanted)), None)
@@ -154,12 +157,12 @@ def holds_several(path: Path) -> bool:
 
 
 def save_report(path: Path, basins: Sequence[Basin], report: dict[str, Any]) -> Path:
-    """Write a report beside a surface, from which ``load_subject`` takes errors of basin differences.
+    """Write a report beside a surface, from which ``load_subject`` takes differences between basins.
 
     Args:
         path: the .npz file of the surface, already written; the report becomes ``.json``, tied to it by its hash.
         basins: those of ``report["delta_f"]``, the first of them being zero.
-        report: plain numbers and strings.
+        report: plain numbers and strings; rows of ``delta_f`` have first, second, f_kT and error_kT.
 
     Returns:
         Path of the report.
@@ -181,15 +184,20 @@ def _box(ranges: Mapping[str, Sequence[float]]) -> Box:
     return frozenset((axis, float(low), float(high)) for axis, (low, high) in ranges.items())
 
 
-def _known_errors(path: Path) -> dict[frozenset[Box], float]:
-    """Errors of differences between basins from the report beside a surface, if there is one that belongs to it."""
+def _known_differences(path: Path) -> dict[tuple[Box, Box], tuple[float, float]]:
+    """Differences between basins from the report beside a surface, if there is one that belongs to it."""
     try:
         report = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if report["npz_sha256"] != _sha256(path):
             return {}
         boxes = {name: _box(ranges) for name, ranges in report["basins"].items()}
-        rows = [row for row in report["delta_f"] if row["error_kT"] is not None]
-        return {frozenset({boxes[row["first"]], boxes[row["second"]]}): float(row["error_kT"]) for row in rows}
+        known = {}
+        for row in report["delta_f"]:
+            if row["f_kT"] is not None and row["error_kT"] is not None:
+                first, second = boxes[row["first"]], boxes[row["second"]]
+                known[first, second] = (float(row["f_kT"]), float(row["error_kT"]))
+                known[second, first] = (-float(row["f_kT"]), float(row["error_kT"]))
+        return known
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # no report, or one of something else
 
@@ -217,7 +225,8 @@ def compare(a: Subject, b: Subject, basins: Sequence[Basin] = (), cap_kT: float 
         )
     first, second = _same_axes(a, b, notes)
     first, second = _same_grid(a.name, first, b.name, second, notes)
-    low = (second.f < cap_kT) & ~np.isfinite(first.f)
+    low, known = second.f < cap_kT, np.isfinite(first.f)
+    shared = low & known
     reference = b.reference or a.reference
     whole = reference is not None and set(reference.half_a.names) == set(second.names)
     return Comparison(
@@ -226,8 +235,9 @@ def compare(a: Subject, b: Subject, basins: Sequence[Basin] = (), cap_kT: float 
         forward_kl=forward_kl(second, first),
         jensen_shannon=jensen_shannon(second, first),
         rmsd_kT=rmsd_kT(second, first, cap_kT),
+        rmsd_shared_kT=float((first.f[shared] - second.f[shared]).std()) if shared.any() else float("nan"),
         cap_kT=cap_kT,
-        forbidden=int(low.sum()),
+        forbidden=int((low & ~known).sum()),
         noise_floor=reference.noise_floor if reference is not None and whole else None,
         differences=tuple(_difference(a, first, b, second, basins[0], basin) for basin in basins[1:]),
         notes=tuple(notes),
@@ -297,28 +307,23 @@ def regrid(surface: FreeEnergySurface, shape: tuple[int, ...]) -> FreeEnergySurf
 def _difference(
     a: Subject, surface_a: FreeEnergySurface, b: Subject, surface_b: FreeEnergySurface, zero: Basin, basin: Basin
 ) -> Difference:
-    errors = [_error(subject, own, zero, basin) for subject, own in ((a, surface_a), (b, surface_b))]
-    return Difference(
-        zero.name,
-        basin.name,
-        delta_f(surface_a, basin, zero),
-        errors[0][0],
-        delta_f(surface_b, basin, zero),
-        errors[1][0],
-        (errors[0][1], errors[1][1]),
-    )
+    ours, theirs = _value_and_error(a, surface_a, zero, basin), _value_and_error(b, surface_b, zero, basin)
+    return Difference(zero.name, basin.name, *ours[:2], *theirs[:2], (ours[2], theirs[2]))
 
 
-def _error(subject: Subject, surface: FreeEnergySurface, zero: Basin, basin: Basin) -> tuple[float, bool]:
-    """Standard error in kT of a difference, and whether it is only an upper bound."""
+def _value_and_error(
+    subject: Subject, surface: FreeEnergySurface, zero: Basin, basin: Basin
+) -> tuple[float, float, bool]:
+    """Difference and its standard error in kT, and whether the error is only an upper bound."""
+    known = subject.known.get((_box(zero.ranges), _box(basin.ranges)))
+    if known is not None:
+        return *known, False
+    value = delta_f(surface, basin, zero)
     if subject.reference is not None and set(subject.reference.half_a.names) == set(surface.names):
         # two independent halves: their mean has half the spread of their difference
         halves = [delta_f(half, basin, zero) for half in (subject.reference.half_a, subject.reference.half_b)]
-        return abs(halves[0] - halves[1]) / 2, False
-    known = subject.known.get(frozenset({_box(zero.ranges), _box(basin.ranges)}))
-    if known is not None:
-        return known, False
-    return sum(_bound(surface, box) for box in (zero, basin)), True
+        return value, abs(halves[0] - halves[1]) / 2, False
+    return value, sum(_bound(surface, box) for box in (zero, basin)), True
 
 
 def _bound(surface: FreeEnergySurface, basin: Basin) -> float:

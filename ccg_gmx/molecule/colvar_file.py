@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def read_columns(path: Path, names: Sequence[str]) -> FloatArray:
             raise TrajectoryError(
                 f"{path} has no column {missing[0]}", expected=f"one of {', '.join(fields)}", remedy="check its name"
             )
-        table = np.loadtxt(path, comments="#", usecols=[fields.index(name) for name in names], ndmin=2)
+        with warnings.catch_warnings():  # no rows are refused below
+            warnings.simplefilter("ignore", UserWarning)
+            table = np.loadtxt(path, comments="#", usecols=[fields.index(name) for name in names], ndmin=2)
     except OSError as error:
         raise TrajectoryError(f"{path} cannot be read ({error.strerror or error})", remedy="check the path") from None
     except ValueError as error:  # a row with too few columns, or one that is no number

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.errors import CheckpointError, TrajectoryError
-from ccg_gmx.molecule.langevin_kernel import BaoabUpdate, NormalNoise
+from ccg_gmx.molecule.langevin_kernel import BaoabUpdate
+from ccg_gmx.molecule.normal_noise import NormalNoise
 from ccg_gmx.records import FloatArray
 from ccg_gmx.units import thermal_energy
 
@@ -38,7 +39,7 @@ class LangevinState:
         positions: ``[B, N, D]`` nm; D is 3 for molecules.
         velocities: ``[B, N, D]`` nm/ps.
         step: steps done since the start.
-        noise: ``[6]`` int64, state of the generator of random numbers.
+        noise: ``[32]`` int64, state of the generator of random numbers.
     """
 
     positions: Tensor

@@ -1,9 +1,8 @@
 # mypy: ignore-errors
-"""The BAOAB update in two compiled passes over positions and velocities, and its stream of normal random numbers.
+"""The BAOAB update in two compiled passes over positions and velocities.
 
 Beside a compiled force field the update is a matter of memory: one pass does everything between two energies, another
-the half kick that follows, where the sum that finds a number that is not finite comes for free. Normal numbers come
-from numpy's ziggurat on the generator SFC64, three times as fast as torch's in float64.
+the half kick that follows, where the sum that finds a number that is not finite comes for free.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from numba import njit
 from torch import Tensor
 
-_STATE_WORDS = 6
 _KERNEL_DTYPES = (torch.float64, torch.float32)
 
 
@@ -57,45 +55,6 @@ def _kick(v, gradient, kick, energy):
     return total
 
 
-class NormalNoise:
-    """Normal random numbers from one generator on the processor, whose state is six words.
-
-    Args:
-        seed: seed of the stream.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.SFC64(seed)
-        self._generator = np.random.Generator(self._bits)
-
-    @classmethod
-    def from_state(cls, state: Tensor) -> NormalNoise:
-        """Go on with the stream whose :meth:`state` this was."""
-        if state.shape != (_STATE_WORDS,) or state.dtype != torch.int64:
-            raise ValueError(f"state of the noise must be {_STATE_WORDS} integers, got {tuple(state.shape)}")
-        noise = cls(0)
-        words = state.numpy().view(np.uint64)
-        noise._bits.state = {
-            "bit_generator": "SFC64",
-            "state": {"state": words[:4].copy()},
-            "has_uint32": int(words[4]),
-            "uinteger": int(words[5]),
-        }
-        return noise
-
-    def state(self) -> Tensor:
-        """Return ``[6]`` int64: four words of the generator, and the half word it may keep for later."""
-        state = self._bits.state
-        words = np.array([*state["state"]["state"], state["has_uint32"], state["uinteger"]], dtype=np.uint64)
-        return torch.from_numpy(words.view(np.int64))
-
-    def fill(self, out: Tensor) -> Tensor:
-        """Fill a contiguous tensor on the processor, float64 or float32, and return it."""
-        array = out.numpy()
-        self._generator.standard_normal(out=array, dtype=array.dtype)
-        return out
-
-
 class BaoabUpdate:
     """Everything of a BAOAB step but the energy, in place: compiled on processors, torch operations elsewhere.
 
@@ -105,10 +64,13 @@ class BaoabUpdate:
         dt_ps: time step in ps.
         decay: factor ``exp(-friction dt)`` of velocities.
         spread: ``[N, 1]`` nm/ps, standard deviation of the noise of one step.
+        compiled: use the compiled passes where they can serve.
     """
 
-    def __init__(self, like: Tensor, masses: Tensor, dt_ps: float, decay: float, spread: Tensor) -> None:
-        self.compiled = like.device.type == "cpu" and like.dtype in _KERNEL_DTYPES
+    def __init__(
+        self, like: Tensor, masses: Tensor, dt_ps: float, decay: float, spread: Tensor, *, compiled: bool = True
+    ) -> None:
+        self.compiled = compiled and like.device.type == "cpu" and like.dtype in _KERNEL_DTYPES
         kick = -0.5 * dt_ps / masses
         if not self.compiled:
             self._kick, self._scale = kick.to(like), spread.to(like)
