@@ -81,9 +81,23 @@ def summarise(results: Results, wall_s: dict[str, float]) -> dict[str, Any]:
         "assumptions": list(System.load(results.system).coordinates.describe_supports()),
         "seed": workflow.seed,
     }
+    if results.hidden_modes is not None:
+        summary["hidden_modes"] = hidden_modes_summary(results.hidden_modes)
     if workflow.reference:
         summary["reference"] = reference_summary(results)
     return summary
+
+
+def hidden_modes_summary(folder: Path) -> dict[str, Any]:
+    """Outcome of the test for slow motions that the coarse torsions do not show."""
+    report, _ = load_check(folder)
+    return {
+        "passed": report.passed,
+        "words": report.words(),
+        "r_hat_max": report.r_hat_max,
+        "hot_forward_ess_fraction": report.hot_forward_ess_fraction,
+        "evaluations": report.evaluations,
+    }
 
 
 def judge(results: Results, diagnostics: Diagnostics) -> tuple[bool, list[str]]:
@@ -121,6 +135,14 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
         for name, value in vars(diagnostics).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    if diagnostics.coverage is not None:
+        block["unseen_probability"] = diagnostics.coverage.unseen_probability
+        block["unseen_basin_fraction"] = diagnostics.coverage.unseen_basin_fraction
+    if diagnostics.runs is not None:
+        block["run_disagreement_kT"] = diagnostics.runs.disagreement_kT
+        block["run_ess_fraction"] = diagnostics.runs.least_ess_fraction
+    if diagnostics.basin_frames:
+        block["held_out_frames"] = diagnostics.basin_frames
     if len(workflow.basins) >= 2:
         block["delta_f"] = f"{workflow.basins[1].name} minus {workflow.basins[0].name}"
         block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
