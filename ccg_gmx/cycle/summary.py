@@ -27,6 +27,7 @@ from ccg_gmx.free_energy.surface import (
     probability,
     rmsd_kT,
 )
+from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
@@ -212,6 +213,7 @@ def coarse_summary(results: Results) -> dict[str, Any]:
     return {
         "forward_kl": max(forward_kl(surface, smooth[axes]) for axes, surface in against.items()),
         "js": max(jensen_shannon(surface, smooth[axes]) for axes, surface in against.items()),
+        "surface_kl": CoarsePotential.load(results.coarse_fit / "potential.npz").residual.surface_kl,
         "ns_per_day": run.ns_per_day,
         "against": "reference" if workflow.reference else "own surface",
         "kde_degrees": workflow.coarse_md.kde_degrees,

@@ -139,7 +139,7 @@ def _split_run(
     with torch.no_grad():
         relabelled = system.coordinates.relabel(torch.from_numpy(positions))
         s, b, y = system.coordinates.split(relabelled)
-        outside = ~system.coordinates.in_support(y)
+        outside = ~(system.coordinates.in_support(y) & system.coordinates.in_support_beads(b))
         if outside.any():
             raise TrajectoryError(
                 f"{int(outside.sum())} of {len(y)} frames of {trajectory} leave the states of the starting structure "
