@@ -226,7 +226,12 @@ def reasons_of(found: Diagnostics) -> str:
 
 
 def test_done_right_is_trusted_every_time(right) -> None:
-    """20 fresh sets of held-out frames and draws: no false alarm (above 14 % of them would be, at 95 % confidence)."""
+    """20 fresh sets of held-out frames and draws: no false alarm (over 14 % is excluded at 95 % confidence).
+
+    This is one trained flow. Of 20 flows trained from other frames and seeds 18 pass; 2 fail k-hat alone (12.5 % of
+    the points bad, 10 % allowed) with f right to 0.01 kT. Training by reverse KL without weighted likelihood fails it
+    more often.
+    """
     toy, flow, training = right
     for seed in range(20):
         found, fit = judge(toy, flow, training, toy.frames(600, 100 + seed), seed)
