@@ -421,6 +421,8 @@ def test_plot_draws_what_is_measured_and_what_is_not(tmp_path: Path):
         "temperature_K": 300.0,
         "noise_floor": 3e-4,
         "published": "published",
+        "ratio_to_md": 2500.0,
+        "ratio_to_md_range": [2000.0, 3000.0],
         "seeds": [{"forward_kl": 7.5e-4, "turns": [vars(turn) for turn in turns]}],
         "md": {
             "points": points,
@@ -431,6 +433,7 @@ def test_plot_draws_what_is_measured_and_what_is_not(tmp_path: Path):
         },
         "enhanced": {
             "method": "AWH",
+            "ratio": 9.0,
             "seeds": [curve],
             "mean": {"evaluations": [1e6, 1e7], "forward_kl": [0.1, 0.01]},
             "evaluations_at_0.001": {"evaluations": 1e8, "extrapolated": True},

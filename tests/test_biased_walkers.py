@@ -12,6 +12,7 @@ from ccg_gmx.free_energy.biased_walkers import BasinVisits, BiasTarget, Weighted
 from ccg_gmx.free_energy.surface import Basin, delta_f, forward_kl, histogram_surface, noise_floor, probability, shifted
 from ccg_gmx.free_energy.torsion_grid import grid_points
 from ccg_gmx.molecule.langevin import Langevin, LangevinState
+from ccg_gmx.molecule.torsion_bias import TorsionBias, biased
 from ccg_gmx.records import FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
@@ -95,6 +96,43 @@ def test_delta_f_of_the_halves_brackets_the_truth(walkers: tuple[np.ndarray, np.
     error = np.std(sums, ddof=1) / 4
     assert error < 0.02
     assert abs(np.mean(sums) - delta_f(exact(24), *basins)) < 4 * error
+
+
+def springs(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four atoms held by springs between neighbours and next neighbours: their torsion is free, f(phi) is flat."""
+    energy, gradient = torch.zeros(len(r), dtype=r.dtype), torch.zeros_like(r)
+    for i, j, length in ((0, 1, 0.15), (1, 2, 0.15), (2, 3, 0.15), (0, 2, 0.25), (1, 3, 0.25)):
+        delta = r[:, i] - r[:, j]
+        distance = delta.norm(dim=1)
+        energy += 0.5 * 5e4 * (distance - length) ** 2
+        pull = (5e4 * (distance - length) / distance)[:, None] * delta
+        gradient[:, i] += pull
+        gradient[:, j] -= pull
+    return energy, gradient
+
+
+def test_a_free_torsion_stays_free_under_any_bias():
+    """Atoms, bias on their torsion, integrator and weights together: f is flat within its error bars.
+
+    The bias has wells of 6 kT in all; 95 % intervals (t with 15 degrees of freedom) hold 0 in most of 20 bins.
+    """
+    points = grid_points(40)
+    bias = TorsionBias([(0, 1, 2, 3)], [((0,), 2 * KT * np.cos(points) + KT * np.sin(2 * points + 0.5))])
+    histograms = WeightedHistograms(["phi"], [(0,)], 20, 16, 300.0)
+
+    def sample(now: LangevinState, _: torch.Tensor) -> None:
+        s = bias.torsions(now.positions).numpy()
+        histograms.add(s, bias.energy(s) / KT)
+
+    langevin = Langevin(biased(springs, bias), [12.0] * 4, 300.0, 5.0, 0.004, seed=2)
+    chain = torch.tensor([[0.0, 0, 0], [0.1, 0.11, 0], [0.25, 0.11, 0], [0.35, 0, 0.02]], dtype=torch.float64)
+    state = langevin.run(langevin.start(chain.repeat(256, 1, 1)), 2500)
+    langevin.run(state, 6000, every=10, callback=sample)
+    surface = histograms.with_error((0,))
+    deviation = surface.f - (probability(surface) * surface.f).sum()
+    assert surface.error.max() < 0.12
+    assert (np.abs(deviation) < 2.13 * surface.error).mean() >= 0.8
+    assert np.all(np.abs(deviation) < 5 * surface.error)
 
 
 def test_each_frame_counts_with_its_own_bias():

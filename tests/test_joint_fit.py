@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,58 @@ def test_several_flows_with_different_draws_per_point_and_an_offset() -> None:
     )
 
 
+def lognormal_draws(points: int, K: int, chi2: float, rng: np.random.Generator) -> WeightedDraws:
+    """Draws of a flow of that relative variance, with the heavy tail that real weights have and gamma weights lack."""
+    s = rng.uniform(-np.pi, np.pi, (points, 2))
+    sigma2 = np.log(1 + chi2 * (1 + 0.5 * np.cos(s[:, 0])))[:, None]
+    log_w = np.sqrt(sigma2) * rng.standard_normal((points, K)) - sigma2 / 2 - SYSTEM.f(s)[:, None]
+    return WeightedDraws(s, log_w, np.full(points, -2 * np.log(2 * np.pi)), points * K)
+
+
+def test_turns_are_combined() -> None:
+    """An early bad flow (chi^2 = 30) beside a late good one: no worse than the good one alone, and calibrated.
+
+    Its 16 draws cannot show chi^2 / K = 2. One noise model for both records would give them a shared weight.
+    """
+    n, repeats = 12, 30
+    reference = exact(n)
+    p = probability(reference)
+    squares, z2 = {"good": [], "both": [], "one model": []}, []
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        bad, good = lognormal_draws(1500, 16, 30.0, rng), lognormal_draws(1500, 16, 1.0, rng)
+        both = PointEstimates.of([bad, good])
+        assert both.record.tolist() == [0] * 1500 + [1] * 1500
+        cases = {"good": good, "both": both, "one model": replace(both, record=np.zeros(3000, dtype=np.int64))}
+        for name, draws in cases.items():
+            surface = fit_surface(draws, SMALL).surface(n, SYSTEM.names, SYSTEM.temperature_K)
+            difference = surface.f - reference.f
+            difference -= (p * difference).sum()
+            squares[name].append((p * difference**2).sum())
+            if name == "both":
+                z2.append(np.mean((difference / surface.error) ** 2))
+    gain = np.array(squares["good"]) - np.array(squares["both"])
+    assert gain.mean() > 2 * gain.std() / np.sqrt(repeats)
+    assert np.mean(squares["one model"]) > 3 * np.mean(squares["both"])
+    assert np.mean(z2) == pytest.approx(1, abs=4 * np.std(z2) / np.sqrt(repeats))
+    assert np.std(z2) / np.sqrt(repeats) < 0.06
+
+
+def test_records_of_the_same_quality_lose_nothing() -> None:
+    """Splitting draws into records must not change the fit beyond a small part of its error."""
+    draws = SYSTEM.draws(3000, 8, np.random.default_rng(11))
+    parts = [
+        WeightedDraws(draws.s[rows], draws.log_w[rows], draws.log_rho[rows], 8000)
+        for rows in (slice(0, 1000), slice(1000, 2000), slice(2000, 3000))
+    ]
+    whole, split = fit_surface(draws, SMALL), fit_surface(parts, SMALL)
+    s = grid(12, 2)
+    low = SYSTEM.f(s) < -3
+    move = ((whole.values(s) - split.values(s)) / whole.errors(s))[low]
+    assert np.sqrt(np.mean(move**2)) < 0.2
+    np.testing.assert_allclose(split.errors(s)[low], whole.errors(s)[low], rtol=0.1)
+
+
 def test_one_torsion() -> None:
     rng = np.random.default_rng(9)
     s = rng.uniform(-np.pi, np.pi, (400, 1))
@@ -189,6 +243,20 @@ def test_save_and_load(fits: list[SurfaceFit], tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.values(s), fits[0].values(s))
     np.testing.assert_array_equal(back.errors(s), fits[0].errors(s))
     assert (back.points, back.lack_of_fit) == (1500, fits[0].lack_of_fit)
+    draws = TorusSurface().draws(300, 4, np.random.default_rng(0))
+    three = WeightedDraws(np.c_[draws.s, draws.s[:, 0]], draws.log_w, draws.log_rho, 1200)
+    fit = fit_surface(three, JointFitSettings(order=2, pair_order=1, triple_order=0))
+    fit.save(tmp_path / "three.npz")
+    back = SurfaceFit.load(tmp_path / "three.npz")
+    assert back.basis.limits == (2, 1, 0)
+    np.testing.assert_array_equal(back.gradient(three.s), fit.gradient(three.s))
+
+
+def test_orders_by_number_of_torsions() -> None:
+    settings = JointFitSettings()
+    assert (settings.limits(1), settings.limits(2)) == ((8,), (8, 8))
+    assert settings.limits(3)[:3] == (8, 6, 2)
+    assert FourierBasis(8, 4, settings.limits(4)).size == 1201
 
 
 def test_refusals() -> None:
@@ -206,6 +274,22 @@ def test_size_of_a_real_problem_is_quick() -> None:
     start = time.process_time()
     fit_surface(draws)
     assert time.process_time() - start < 10, "about 0.5 s on an idle core"
+
+
+def test_four_torsions_fit_in_seconds_and_little_memory() -> None:
+    """1201 functions at 5000 points; 40 000 points take eight times as long."""
+    rng = np.random.default_rng(0)
+    s = rng.uniform(-np.pi, np.pi, (5000, 4))
+    log_w = -2 * np.cos(s - 1).sum(axis=1, keepdims=True) + rng.standard_normal((5000, 16)) - 0.5
+    tracemalloc.start()
+    start = time.process_time()
+    fit = fit_surface(WeightedDraws(s, log_w, np.zeros(5000), log_w.size))
+    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fit.basis.size == 1201
+    assert seconds < 20, "about 2 s on an idle core"
+    assert peak < 3.5 * 8 * 5000 * 1201, "the design matrix, a few blocks and P x P matrices"
+    assert np.sqrt(np.mean((fit.values(s) - 2 * np.cos(s - 1).sum(axis=1)) ** 2)) < 0.3
 
 
 def test_one_point_far_off_the_others_is_no_breakdown() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from ccg_gmx.cli import Bar
 from ccg_gmx.engine.mdp import Mdp
 from ccg_gmx.free_energy.reference import Reference, load_reference
 from ccg_gmx.free_energy.surface import (
@@ -20,6 +25,8 @@ from ccg_gmx.free_energy.surface import (
     rmsd_kT,
     shifted,
 )
+from ccg_gmx.molecule.langevin import Langevin
+from ccg_gmx.molecule.torsion_bias import TorsionBias, biased
 from ccg_gmx.records import FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
@@ -113,6 +120,63 @@ def test_awh_readme_figures_are_those_of_the_file() -> None:
     assert row is not None
     assert float(row[1]) == pytest.approx(rmsd_kT(awh.half_a, awh.half_b), abs=5e-5)
     assert float(row[2]) == pytest.approx(awh.noise_floor, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("make_reference", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["make_reference"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_a_round_goes_on_bit_by_bit_from_its_checkpoint(script: ModuleType, tmp_path: Path) -> None:
+    """A four-atom chain of springs in place of n-butane: 60 steps at once, and 30 of them twice."""
+    case = script.CASES["n_butane"]
+    bias = TorsionBias([(0, 1, 2, 3)], [((0,), np.cos(np.linspace(-np.pi, np.pi, 24, endpoint=False)))])
+    zigzag = torch.tensor([[0.0, 0, 0], [0.1, 0.11, 0], [0.25, 0.11, 0], [0.35, 0, 0.02]], dtype=torch.float64)
+    start = zigzag.repeat(32, 1, 1)
+
+    def springs(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 5e3 * ((r - start) ** 2).sum((1, 2)), 1e4 * (r - start)
+
+    langevin = Langevin(biased(springs, bias), [12.0] * 4, 300.0, 2.0, 0.001, seed=3)
+
+    def run(name: str, *steps: int) -> Any:
+        for index, until in enumerate(steps):
+            result = script.Round(case, 32, 10, tmp_path / name)
+            assert result.resume() == (index > 0)
+            if index == 0:
+                result.state = langevin.start(start)
+            result.run(langevin, bias, until, Bar(name, until))
+        return result
+
+    whole, parts = run("whole.pt", 60), run("parts.pt", 30, 60)
+    assert whole.histograms.frames == 5 * 32  # every tenth step after the first ten
+    assert torch.equal(whole.state.positions, parts.state.positions)
+    for key, value in whole.histograms.arrays().items():
+        np.testing.assert_array_equal(parts.histograms.arrays()[key], value)
+    np.testing.assert_array_equal(whole.visits.last, parts.visits.last)
+    again = script.Round(case, 32, 10, tmp_path / "whole.pt")
+    again.resume()
+    again.run(langevin, bias, 40, Bar("again", 40))  # more is done already than asked for
+    assert again.describe() == whole.describe()
+
+
+@pytest.mark.gmx
+@pytest.mark.slow
+def test_script_runs_and_finds_its_finished_run(gmx: object, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "n_butane", "--steps", "2000", "--walkers", "32", "--out", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert first.returncode == 0, first.stderr
+    made = load_reference(tmp_path / "surface.npz")
+    assert made.surface.names == ("phi",)
+    assert "2000 steps" in made.origin
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert again.stdout == first.stdout
 
 
 def test_shipped_mdp_is_fit_for_weights() -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import click
@@ -96,27 +96,31 @@ def _cores(phi: Sequence[str], psi: Sequence[str], halves: bool = False) -> tupl
     else:
         sides = {"psi > 0": (30, 170), "psi < 0": (-110, -20)}
         boxes = {f"{n}, {m}": {**box, "psi": side} for n, box in ranges.items() for m, side in sides.items()}
-    combined = {"": {}}
-    for index in range(len(phi)):
-        combined = {
-            f"{before}; {name}" if before else name: {**old, phi[index]: box["phi"], psi[index]: box["psi"]}
-            for before, old in combined.items()
-            for name, box in boxes.items()
+    cores = []
+    for names in product(boxes, repeat=len(phi)):
+        sides_of = [(boxes[name], torsions) for name, torsions in zip(names, zip(phi, psi, strict=True), strict=True)]
+        box = {
+            torsion: core[axis] for core, pair in sides_of for axis, torsion in zip(("phi", "psi"), pair, strict=True)
         }
-    return tuple(Basin(name=name, ranges=box) for name, box in combined.items())
+        cores.append(Basin(name="; ".join(names), ranges=box))
+    return tuple(cores)
 
 
-_DIPEPTIDE = {
-    "beads": {"C_ACE": 5, "N_ALA": 7, "CA_ALA": 9, "C_ALA": 15, "N_NME": 17},
-    "torsions": {"phi": (5, 7, 9, 15), "psi": (7, 9, 15, 17)},
-    "biased": ((0, 1),),
-    "basins": _cores(["phi"], ["psi"]),
-}
+def _dipeptide(folder: str, rounds: int, solvent: ImplicitSolventSettings | None = None) -> Case:
+    return Case(
+        folder,
+        {"C_ACE": 5, "N_ALA": 7, "CA_ALA": 9, "C_ALA": 15, "N_NME": 17},
+        {"phi": (5, 7, 9, 15), "psi": (7, 9, 15, 17)},
+        ((0, 1),),
+        _cores(["phi"], ["psi"]),
+        rounds=rounds,
+        solvent=solvent,
+    )
+
+
 CASES = {
-    "alanine_dipeptide": Case("alanine_dipeptide", **_DIPEPTIDE, rounds=0),
-    "ff96_obc1": Case(
-        "alanine_dipeptide_amber96", **_DIPEPTIDE, solvent=ImplicitSolventSettings(model="obc1"), rounds=2
-    ),
+    "alanine_dipeptide": _dipeptide("alanine_dipeptide", rounds=0),
+    "ff96_obc1": _dipeptide("alanine_dipeptide_amber96", rounds=2, solvent=ImplicitSolventSettings(model="obc1")),
     "n_butane": Case(
         "n_butane",
         {"C1": 1, "C2": 2, "C3": 3, "C4": 4},
@@ -147,7 +151,7 @@ class Sampler:
         self.case, self.walkers, self.seed, self.out = case, walkers, seed, out
         out.mkdir(parents=True, exist_ok=True)
         self.system = load_system(case, out)
-        self.quadruples = [tuple(number - 1 for number in atoms) for atoms in case.torsions.values()]
+        self.quadruples = [(i - 1, j - 1, k - 1, l - 1) for i, j, k, l in case.torsions.values()]  # noqa: E741
         self.energy = self.system.energy().energy_and_gradient
 
     def estimates(self) -> list[FreeEnergySurface]:
@@ -253,8 +257,10 @@ class Round:
                 f"{self.histograms.group_floor(marginal):.2e}, RMSD of halves below 8 kT {rmsd_kT(half_a, half_b):.4f}"
             )
             if len(case.torsions) == len(marginal):
-                values = [delta_f(half, *named_basins(case)) * kT for half in (half_a, half_b)]
-                line += f", delta_f {values[0]:.3f} and {values[1]:.3f} kJ/mol"
+                groups = [self.histograms.surface(marginal, [group]) for group in range(GROUPS)]
+                values = [delta_f(each, *named_basins(case)) * kT for each in (half_a, half_b, *groups)]
+                error = np.std(values[2:], ddof=1) / GROUPS**0.5
+                line += f", delta_f {values[0]:.3f} and {values[1]:.3f} kJ/mol, error of their mean {error:.3f}"
             lines.append(line)
         for name, (fewest, all_of_them) in self.visits.summary().items():
             lines.append(f"entries into ({name}): {all_of_them}, fewest in a group {fewest}")

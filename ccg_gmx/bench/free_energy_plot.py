@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ccg_gmx.bench.energy import PICTURES
-from ccg_gmx.bench.free_energy_result import MARK
+from ccg_gmx.bench.free_energy_result import MARK, readable, span
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.report import style
 
@@ -52,9 +52,9 @@ def plot_free_energy(result: dict[str, Any], path: Path) -> None:
         ),
     )
     with style.plot_style():
-        figure = style.new_figure(7.6, 4.1)
+        figure = style.new_figure(7.6, 4.45)
         for column, (key, label, md_cost, biased_cost) in enumerate(panels):
-            axes = style.axes_at(figure, 0.62 + 3.55 * column, 0.95, 3.25, 2.75)
+            axes = style.axes_at(figure, 0.62 + 3.55 * column, 1.28, 3.25, 2.75)
             axes.grid(True, color="#e6e6e6", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.set_xscale("log")
@@ -71,16 +71,30 @@ def plot_free_energy(result: dict[str, Any], path: Path) -> None:
         right.set_ylim(left.get_ylim())
         left.set_title(f"{result['system']}, {result['temperature_K']:g} K", loc="left")
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.07, 0.045), ncols=3, handlelength=1.8)
-        figure.text(0.082, 0.018, result["published"], fontsize=7.0, color="#555555")
+        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.07, 0.085), ncols=3, handlelength=1.8)
+        for line, text in enumerate((_found(result), result["published"])):
+            figure.text(0.082, 0.055 - 0.033 * line, text, fontsize=7.0, color="#555555")
         figure.savefig(path, dpi=200)
+
+
+def _found(result: dict[str, Any]) -> str:
+    """One line that says how we compare, at equal forward KL."""
+    block = result["enhanced"]
+    words = f"{readable(block['ratio'])} times fewer evaluations than {block['method']}"
+    if result["ratio_to_md"] is None or not math.isfinite(result["ratio_to_md"]):
+        return f"this run: {words}; plain MD too short to say"
+    return f"this run: {span(result, 'ratio_to_md')} times fewer evaluations than MD, {words}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _ours(axes: Axes, result: dict[str, Any], key: str) -> None:
     for number, seed in enumerate(result["seeds"]):
         cost = [turn[key] for turn in seed["turns"]]
         kl = [turn["forward_kl"] for turn in seed["turns"]]
-        label = f"our cycle, {len(result['seeds'])} seeds, every turn" if number == 0 else None
+        label = f"our cycle, {_seeds(len(result['seeds']))}, every turn" if number == 0 else None
         axes.plot(cost, kl, "-", color=_OURS, lw=1.0, alpha=0.8, zorder=4)
         axes.plot(cost[:-1], kl[:-1], "o", color=_OURS, ms=3.5, mfc="white", zorder=5)
         axes.plot(cost[-1:], kl[-1:], "o-", color=_OURS, ms=4.5, zorder=5, label=label)
@@ -108,7 +122,7 @@ def _biased(axes: Axes, result: dict[str, Any], cost: Cost) -> None:
     block = result["enhanced"]
     for number, curve in enumerate(block["seeds"]):
         x = [cost(value) for value in curve["evaluations"]]
-        label = f"{block['method']}, {len(block['seeds'])} seeds" if number == 0 else None
+        label = f"{block['method']}, {_seeds(len(block['seeds']))}" if number == 0 else None
         axes.plot(x, curve["kl"], "^-", color=_BIASED, ms=2.2, lw=0.8, alpha=0.85, label=label)
     there = block[f"evaluations_at_{MARK:g}"]
     if there["extrapolated"]:

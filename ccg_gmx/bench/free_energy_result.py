@@ -118,6 +118,7 @@ def assemble(
         "seeds": [seed.row() for seed in seeds],
         **_ratio("ratio_to_md", ratios),
         **_ratio("ratio_to_md_wall", walls),
+        "ratio_to_md_at_least": _at_least(seeds, md),
         "enhanced": _enhanced_block(seeds, biased, cores),
         "md": _md_block(seeds, md, single, speed, dt_ps),
         "published": PUBLISHED,
@@ -152,6 +153,13 @@ def _ratio(name: str, values: Sequence[float]) -> dict[str, Any]:
         name: float(np.exp(np.mean(np.log(values)))),
         f"{name}_range": [float(min(values)), float(max(values))],
     }
+
+
+def _at_least(seeds: Sequence[Seed], md: MdResult) -> float:
+    """Without any extrapolation: what MD had spent when it was still worse than every cycle, over the dearest cycle."""
+    best = max(seed.forward_kl for seed in seeds)
+    worse = [point.evaluations for point in md.points if point.kl > best]
+    return max(worse, default=0.0) / max(seed.evaluations for seed in seeds)
 
 
 def _md_block(
@@ -238,9 +246,17 @@ def result_text(result: dict[str, Any]) -> str:
     return "\n".join(lines + [f"{name}: {how}" for name, how in result["how"].items()])
 
 
-def _span(block: dict[str, Any], name: str) -> str:
+def readable(value: float) -> str:
+    """Three digits, and thousands with commas."""
+    if not math.isfinite(value) or abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def span(block: dict[str, Any], name: str) -> str:
+    """A ratio with its range over the seeds."""
     low, high = block[f"{name}_range"]
-    return f"{block[name]:.3g} (range {low:.3g} to {high:.3g})"
+    return f"{readable(block[name])} ({readable(low)} to {readable(high)})"
 
 
 def _md_text(result: dict[str, Any]) -> list[str]:
@@ -265,13 +281,14 @@ def _md_text(result: dict[str, Any]) -> list[str]:
             f"  two states: tau {md['tau_ns']:.3g} +- {md['tau_error_ns']:.2g} ns from {md['tau_from_transitions']} "
             f"transitions, so c = {md['c_two_state']:.3g} steps"
         )
+    lines.append(f"  ratio without extrapolation: more than {readable(result['ratio_to_md_at_least'])}")
     if md["extrapolated_by"] is None:
         return [*lines, "  too short to say how many steps MD needs: give more --md-steps"]
     lines.append(
         f"  forward KL {MARK:g} after {md['extrapolated'][f'{MARK:g}']:.3g} steps, by {md['extrapolated_by']}",
     )
-    lines.append(f"ratio to MD at equal forward KL: {_span(result, 'ratio_to_md')} by evaluations")
-    lines.append(f"                                 {_span(result, 'ratio_to_md_wall')} by wall-clock time")
+    lines.append(f"ratio to MD at equal forward KL: {span(result, 'ratio_to_md')} by evaluations")
+    lines.append(f"                                 {span(result, 'ratio_to_md_wall')} by wall-clock time")
     return lines
 
 
@@ -282,6 +299,6 @@ def _enhanced_text(result: dict[str, Any]) -> list[str]:
     return [
         f"{block['method']}: forward KL {block['mean']['forward_kl'][-1]:.2g} after "
         f"{block['mean']['evaluations'][-1]:.3g} steps; {MARK:g} after {there['evaluations']:.3g} ({how})",
-        f"ratio to {block['method']} at equal forward KL: {_span(block, 'ratio')} by evaluations",
-        f"                                 {_span(block, 'ratio_wall')} by wall-clock time",
+        f"ratio to {block['method']} at equal forward KL: {span(block, 'ratio')} by evaluations",
+        f"                                 {span(block, 'ratio_wall')} by wall-clock time",
     ]

@@ -112,6 +112,7 @@ def fit_surface(
     would favour the points that happened to miss their largest weights, and so bring the bias back. Each record has a
     noise of its own, so draws of several flows and turns are fitted together: every mean weight is unbiased for the
     same f whatever the flow, a bad flow's draws count as little as they deserve, and leaving them out gains nothing.
+    A record's level is raised to the scatter of its points about a first fit where its draws cannot show all of it.
     v is multiplied by ``exp(-f / focus)``, f from a first least squares fit: a finite order cannot follow every steep
     slope of the heights, and what it misses there would otherwise ring through the basins (on alanine dipeptide at
     order 8, this divides the forward KL of the misfit by seven).
@@ -142,7 +143,7 @@ def fit_surface(
     v = _point_weights(points, settings)
     first = _least_squares(design, points.log_z, v, ridge)
     f = design @ first
-    v = v * np.exp(-(f - f.min()) / settings.focus_kT)
+    v = _focused(points, v, f, settings.focus_kT)
     start = first if start is None else start
     coefficients = _newton(design, points.log_z, v, ridge, start, settings.max_iterations)
     return _with_covariance(basis, design, points, v, ridge, coefficients)
@@ -195,6 +196,22 @@ def _point_weights(points: PointEstimates, settings: JointFitSettings) -> FloatA
     # A point without any weight says that its relative variance is at least 1.
     noise = np.where(np.isnan(points.variance), 1.0, points.variance) + settings.tolerance_kT**2
     return 1.0 / smooth_noise(points.s, noise, points.record, settings.order)
+
+
+def _focused(points: PointEstimates, v: FloatArray, f: FloatArray, focus_kT: float) -> FloatArray:
+    """``[M]`` v with the focus on low f, and less for records whose points scatter more than their draws admit.
+
+    The draws of one point cannot show a relative variance above K, so a flow with heavy-tailed weights looks better
+    than it is; the scatter of its many mean weights about the surface tells. Only a record as a whole is judged so.
+    """
+    focus = np.exp(-(f - f.min()) / focus_kT)
+    ratio, out = np.exp(points.log_z + f), v * focus
+    for record in np.unique(points.record):
+        rows = points.record == record
+        mean = out[rows] @ ratio[rows] / out[rows].sum()  # f is from logarithms, hence too high
+        scatter = out[rows] @ (ratio[rows] / mean - 1) ** 2 if mean > 0 else 0.0
+        out[rows] /= max(1.0, scatter / focus[rows].sum())
+    return out
 
 
 def _weighted_gram(design: FloatArray, weights: FloatArray) -> FloatArray:
