@@ -122,7 +122,7 @@ def read_plumed_grid(path: Path, temperature_K: float) -> FreeEnergySurface:
     """Read a periodic PLUMED grid (from ``sum_hills``, ``DUMPGRID``, or ``write_plumed_grid``); errors are unknown.
 
     Args:
-        path: file with one or two periodic torsions in radians and a free energy in kJ/mol as the next field.
+        path: file with periodic torsions in radians and a free energy in kJ/mol as the next field.
         temperature_K: temperature; the file does not say.
 
     Raises:
