@@ -12,6 +12,9 @@ import click
 
 from ccg_gmx import __version__
 from ccg_gmx.commands.bench import bench
+from ccg_gmx.commands.check import check
+from ccg_gmx.commands.fes import fes
+from ccg_gmx.commands.progress import Bar
 from ccg_gmx.errors import CcgError
 
 EXIT_NOT_CONVERGED = 3
@@ -26,32 +29,6 @@ class _Group(click.Group):
         except CcgError as error:
             click.echo(f"ccg: {error}", err=True)
             ctx.exit(error.exit_code)
-
-
-class Bar:
-    """Progress bar of one group of stages on stderr; in a log file only stages that take long leave a line."""
-
-    def __init__(self, label: str, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=float(total),
-            desc=f"{label:>13}",
-            bar_format="{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left",
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
-            delay=0.0 if sys.stderr.isatty() else 20.0,
-            dynamic_ncols=False,
-            ncols=90,
-        )
-
-    def update_to(self, done: float, total: float | None = None) -> None:
-        """Show ``done``."""
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the finished bar on the screen."""
-        self._bar.close()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -209,7 +186,8 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-main.add_command(bench)
+for _group in (bench, check, fes):
+    main.add_command(_group)
 
 if __name__ == "__main__":
     main()

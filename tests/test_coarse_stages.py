@@ -13,15 +13,15 @@ import torch
 from test_pair_maps import NAMES, POSITIONS, energy, pair_energy
 from tripeptide import BEADS, TORSIONS
 
-from ccg_gmx.cycle.proposal import GridProposal
-from ccg_gmx.cycle.stages import coarse, fine, restore
+from ccg_gmx.cycle.proposal import GridProposal, cells_per_torsion
+from ccg_gmx.cycle.stages import coarse, fine, restore, surfaces
 from ccg_gmx.cycle.store import Work, read_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.flow.checkpoint import save_flow
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.free_energy.fourier import FourierBasis
-from ccg_gmx.free_energy.surface import forward_kl, shifted
+from ccg_gmx.free_energy.surface import forward_kl, histogram_surface, shifted
 from ccg_gmx.free_energy.surface_files import load_surface, save_surface
 from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.molecule.supports import bead_torsions
@@ -218,18 +218,23 @@ def test_coarse_md_samples_the_models_density(run_folder: Path, fit_folder: Path
 
 @pytest.mark.slow
 def test_next_proposal_holds_the_coarse_frames(stage: Stage, surface_folder: Path, run_folder: Path) -> None:
-    settings = {"uniform_fraction": 0.2, "coarse_fraction": 0.8, "temperature_factor": 2.0}
+    settings = {
+        "uniform_fraction": 0.2,
+        "coarse_fraction": 0.8,
+        "disagreement_fraction": 0.0,
+        "temperature_factor": 2.0,
+        "members": 0,
+    }
     inputs = {"surface": surface_folder, "coarse": run_folder}
-    proposal = GridProposal.load(stage(coarse.next_proposal, settings, inputs) / "proposal.npz")
-    first = GridProposal.load(stage(coarse.first_proposal, {"grid": 100, "n_s": 4}, {}) / "proposal.npz")
+    proposal = GridProposal.load(stage(surfaces.next_proposal, settings, inputs) / "proposal.npz")
+    grid = cells_per_torsion(4)
+    first = GridProposal.load(stage(surfaces.first_proposal, {"grid": grid, "n_s": 4}, {}) / "proposal.npz")
     assert proposal.probability.shape == first.probability.shape
     s = coarse.load_coarse_run(run_folder).s
     gain = proposal.log_density(s) - first.log_density(s)
     assert gain.mean() > 1.0
     assert gain.min() >= math.log(0.2) - 1e-9
-    pair = coarse.coarse_surface(
-        coarse.load_coarse_run(run_folder), shifted(np.zeros((36, 36)), NAMES[2:], 300.0), 6.0, (2, 3)
-    )
+    pair = histogram_surface(s[:, [2, 3]], 36, NAMES[2:], 300.0, kde_degrees=6.0)
     axis = -math.pi + 2 * math.pi / 36 * np.arange(36)
     truth = shifted(pair_energy(-axis[:, None], axis[None] + 0.4), NAMES[2:], 300.0)
     assert forward_kl(truth, pair) < 0.1  # the coupling, kernel and few frames included

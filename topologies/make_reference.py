@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 
-from ccg_gmx.cli import Bar
+from ccg_gmx.commands.progress import Bar
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import Mdp

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ccg_gmx.api import run_workflow
@@ -108,12 +107,12 @@ def cycle_turns(folder: Path, workers: int) -> tuple[Turn, ...]:
     """
     packed = read_json(folder / "results.json")
     stages = folder / "stages"
-    used, split = [stages / name for name in packed["used"]], stages / packed["split"]
+    used = [stages / name for name in packed["used"]]
     place = {path.name: index for index, path in enumerate(used)}
     turns = []
     for turn in packed["turns"]:
         so_far = used[: place[turn["surface"]] + 1]
-        count = count_evaluations(SimpleNamespace(used=tuple(so_far), split=split))  # type: ignore[arg-type]
+        count = count_evaluations(so_far)
         turns.append(Turn(count["total"], _wall_seconds(so_far, workers), turn["forward_kl"]))
     return tuple(turns)
 

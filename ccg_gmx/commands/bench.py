@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ccg_gmx.commands.bench_free_energy import bench_free_energy
+
 
 @click.group()
 def bench() -> None:
@@ -33,3 +35,6 @@ def bench_energy(as_json: bool, plot: Path | None, frames: int, repeats: int) ->
 
     result = measure(frames, repeats, plot=plot)
     click.echo(json.dumps(result, indent=1) if as_json else bench_text(result))
+
+
+bench.add_command(bench_free_energy)

@@ -20,6 +20,7 @@ from ccg_gmx.errors import SettingsError
 from ccg_gmx.flow.conditional import FlowSettings
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
+from ccg_gmx.free_energy.hidden_modes import HiddenModeSettings
 from ccg_gmx.free_energy.joint_fit import JointFitSettings
 from ccg_gmx.free_energy.surface import Basin
 from ccg_gmx.molecule.implicit import ImplicitSolventSettings
@@ -53,6 +54,7 @@ class Workflow(Settings):
     draws: DrawSettings = DrawSettings()
     joint_fit: JointFitSettings = JointFitSettings()
     diagnostics: DiagnosticSettings = DiagnosticSettings()
+    hidden_modes: HiddenModeSettings = HiddenModeSettings()
     coarse_fit: FitSettings = FitSettings()
     coarse_md: CoarseMdSettings = CoarseMdSettings()
     cycle: CycleSettings = CycleSettings()
@@ -60,12 +62,13 @@ class Workflow(Settings):
 
     @model_validator(mode="after")
     def _torsions_are_those_of_coarse(self) -> Workflow:
-        torsions = set(self.coarse.torsions)
-        named = [(f"basin {basin.name}", set(basin.ranges)) for basin in self.basins]
-        named += [(f"start {start.name}", set(start.torsions)) for start in self.fine_md.starts]
-        for what, found in named:
-            if found != torsions:
-                raise ValueError(f"{what} names {sorted(found)}, the torsions are {sorted(torsions)}")
+        known = sorted(self.coarse.torsions)
+        for basin in self.basins:
+            if not set(basin.ranges) <= set(known):
+                raise ValueError(f"basin {basin.name} names {sorted(basin.ranges)}, the torsions are {known}")
+        for start in self.fine_md.starts:
+            if sorted(start.torsions) != known:
+                raise ValueError(f"start {start.name} names {sorted(start.torsions)}, the torsions are {known}")
         return self
 
     @model_validator(mode="after")

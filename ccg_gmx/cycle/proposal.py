@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.records import FloatArray
+from ccg_gmx.records import FloatArray, IntArray
 
 _CELLS = {1: 100, 2: 100, 3: 36, 4: 24, 5: 12, 6: 12}
 
@@ -40,10 +40,14 @@ class GridProposal:
 
     def log_density(self, s: FloatArray) -> FloatArray:
         """Return the log-density per radian^n_s at ``s [M, n_s]``: ``[M]``."""
+        width = 2 * np.pi / self.probability.shape[0]
+        return np.log(self.probability[self.cell(s)]) - self.n_s * np.log(width)
+
+    def cell(self, s: FloatArray) -> tuple[IntArray, ...]:
+        """Index of the cell that each of ``s [M, n_s]`` lies in, one ``[M]`` array per torsion."""
         n = self.probability.shape[0]
-        width = 2 * np.pi / n
-        index = np.floor((s + np.pi) / width + 0.5).astype(int) % n
-        return np.log(self.probability[tuple(index.T)]) - self.n_s * np.log(width)
+        index = np.floor((s + np.pi) * n / (2 * np.pi) + 0.5).astype(np.int64) % n
+        return tuple(index.T)
 
     def save(self, path: Path) -> None:
         """Write as .npz."""

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ccg_gmx.cycle.config import Workflow
-from ccg_gmx.cycle.stages import coarse, fine, learn, restore
+from ccg_gmx.cycle.proposal import cells_per_torsion
+from ccg_gmx.cycle.stages import coarse, draws, fine, learn, restore, surfaces
+from ccg_gmx.cycle.stages.hidden_modes import check_hidden_modes
 from ccg_gmx.cycle.store import Job, StageFunction, Store
-from ccg_gmx.cycle.summary import Results, Turn, assess_turn
+from ccg_gmx.cycle.turns import Results, Turn, assess_turn, largest_error
+from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import CcgError, SettingsError
-from ccg_gmx.free_energy.reference import load_reference
-from ccg_gmx.free_energy.surface import forward_kl, shifted
 
 Bar = Callable[[str, int], Any]
 
@@ -48,28 +47,34 @@ class Cycle:
         self._check_reference()
         self.inputs = self._prepare()
         flows = self._train_likelihood()
-        proposal = self._one("proposal", coarse.first_proposal, {"grid": settings.grid, "n_s": self._n_s()}, {})
+        proposal = self._one("proposal", surfaces.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
         turns: list[Turn] = []
+        drawn: list[list[Path]] = []
         previous: Path | None = None
         before: dict[str, Path] = {}
         for index in range(settings.max_turns):
             flows = self._train_energy(flows, proposal, index)
-            draws, surface = self._estimate(flows, proposal, f"turn {index}", self.workflow.draws.points)
+            drawn.append(self._turn_draws(flows, proposal, index))
+            surface = self._surface(drawn, first_new=index)
             model, walkers = self._coarse_model(flows, surface, before, f"turn {index}", self.workflow.coarse_md.steps)
             before = {"coarse_fit": model, "coarse": walkers}
-            turns.append(assess_turn(index, self.workflow, draws, surface, previous, walkers))
+            turns.append(assess_turn(index, self.workflow, drawn[-1], surface, previous, walkers))
             self.log(turns[-1].words())
             proposal = self._next_proposal(surface, walkers)
             previous = surface
             if index + 1 >= settings.min_turns and turns[-1].settled(settings.tolerance_kT):
                 break
-        return self._report_run(flows, proposal, before, turns)
+        return self._report_run(flows, drawn, surface, before, turns)
 
-    def _report_run(self, flows: list[Path], proposal: Path, before: dict[str, Path], turns: list[Turn]) -> Results:
+    def _report_run(
+        self, flows: list[Path], drawn: list[list[Path]], surface: Path, before: dict[str, Path], turns: list[Turn]
+    ) -> Results:
         """Estimate everything once more from fresh draws with the flows frozen (THEORY.md section 5, step 7)."""
-        draws, surface = self._estimate(flows, proposal, "final", self.workflow.draws.final_points)
+        previous, count = surface, len(drawn)
+        drawn, surface = self._final_draws(flows, drawn, surface)
+        final = [folder for group in drawn[count:] for folder in group]
         model, walkers = self._coarse_model(flows, surface, before, "final", self.workflow.coarse_md.final_steps)
-        turns.append(assess_turn(len(turns), self.workflow, draws, surface, turns[-1].surface, walkers, final=True))
+        turns.append(assess_turn(len(turns), self.workflow, final, surface, previous, walkers, final=True))
         self.log(turns[-1].words())
         restored = self._one(
             "restore",
@@ -88,7 +93,9 @@ class Cycle:
             system=self.inputs["system"],
             split=self.inputs["split"],
             flows=flows,
-            draws=draws,
+            draws=final,
+            held_out=self._members("held_out", draws.weigh_held_out, {}, self._with_flow(flows), ""),
+            hidden_modes=self._hidden_modes(flows, surface),
             surface=surface,
             coarse_fit=model,
             coarse=walkers,
@@ -97,14 +104,18 @@ class Cycle:
             used=tuple(dict.fromkeys(self.store.used)),
         )
 
+    def _hidden_modes(self, flows: list[Path], surface: Path) -> Path | None:
+        """Restrained runs from different hidden states: is every slow mode among the coarse torsions?"""
+        settings = self.workflow.hidden_modes
+        if not settings.enabled:
+            return None
+        inputs = {**self.inputs, "surface": surface, **{f"flow{i}": flow for i, flow in enumerate(flows)}}
+        return self._one("hidden_modes", check_hidden_modes, {"hidden_modes": settings.model_dump(mode="json")}, inputs)
+
     def _check_reference(self) -> None:
         """Find out before the first step of MD whether the reference can be compared with this run's surface."""
-        workflow, names = self.workflow, tuple(self.workflow.coarse.torsions)
-        if workflow.reference is None:
-            return
-        flat = shifted(np.zeros((workflow.cycle.grid,) * len(names)), names, workflow.temperature_K)
         try:
-            forward_kl(load_reference(workflow.reference).surface, flat)
+            references(self.workflow)
         except CcgError as error:
             raise SettingsError(
                 f"the reference does not fit this run: {error}", remedy="change the run, or set reference: null"
@@ -112,6 +123,10 @@ class Cycle:
 
     def _n_s(self) -> int:
         return len(self.workflow.coarse.torsions)
+
+    def _cells(self) -> int:
+        """Points per torsion of surfaces and proposals."""
+        return min(self.workflow.cycle.grid, cells_per_torsion(self._n_s()))
 
     def _prepare(self) -> dict[str, Path]:
         """Resolve the system, run the fine MD and split its frames."""
@@ -179,30 +194,78 @@ class Cycle:
         energy = self.workflow.energy
         steps = energy.steps if turn == 0 else max(1, round(energy.steps * self.workflow.cycle.later_turns))
         settings = {"energy": energy.model_copy(update={"steps": steps}).model_dump(mode="json")}
-        inputs = [{**self.inputs, "flow": flow, "proposal": proposal} for flow in flows]
+        inputs = self._with_flow(flows, proposal=proposal)
         return self._members("energy", learn.learn_energy, settings, inputs, f"turn {turn}")
 
-    def _estimate(self, flows: list[Path], proposal: Path, label: str, points: int) -> tuple[list[Path], Path]:
-        """Draw with every member, then fit one surface to all draws."""
-        draws = self.workflow.draws
+    def _with_flow(self, flows: list[Path], **more: Path) -> list[dict[str, Path]]:
+        """Inputs of a stage for every member: the system, its frames, the member's flow."""
+        return [{**self.inputs, "flow": flow, **more} for flow in flows]
+
+    def _turn_draws(self, flows: list[Path], proposal: Path, turn: int) -> list[Path]:
+        """Draw equally often at coarse points of the proposal, with every member."""
+        given = self.workflow.draws
         settings = {
-            "points": points // len(flows),
-            "draws_per_point": draws.draws_per_point,
-            "chunk": draws.chunk,
+            "points": given.points // len(flows),
+            "draws_per_point": given.draws_per_point,
+            "chunk": given.chunk,
         }
-        inputs = [{**self.inputs, "flow": flow, "proposal": proposal} for flow in flows]
-        folders = self._members("draws", learn.make_draws, settings, inputs, label)
-        surface = self._one(
-            "surface",
-            coarse.make_surface,
+        inputs = self._with_flow(flows, proposal=proposal)
+        return self._members("draws", draws.make_draws, settings, inputs, f"turn {turn}")
+
+    def _final_draws(self, flows: list[Path], drawn: list[list[Path]], surface: Path) -> tuple[list[list[Path]], Path]:
+        """Add rounds of draws, where and as many as the turns' draws advise, until the errors are small enough."""
+        given, pilots, count = self.workflow.draws, drawn[-1], len(drawn)
+        plan = self._one(
+            "plan",
+            draws.plan_draws,
             {
-                "joint_fit": self.workflow.joint_fit.model_dump(mode="json"),
-                "grid": self.workflow.cycle.grid,
+                "cells": self._cells(),
                 "members": len(flows),
+                "uniform_fraction": given.final_uniform_fraction,
+                "exponent": given.final_exponent,
+                "bias_tolerance_kT": given.bias_tolerance_kT,
+                "point_error_kT": given.point_error_kT,
+                "min_draws": given.min_draws,
+                "max_draws": given.max_draws,
             },
-            {"system": self.inputs["system"], **{f"draws{i}": folder for i, folder in enumerate(folders)}},
+            {"surface": surface, **{f"pilot{i}": pilot for i, pilot in enumerate(pilots)}},
         )
-        return folders, surface
+        for index in range(given.final_rounds):
+            jobs = [
+                self._job(
+                    "draws",
+                    draws.make_final_draws,
+                    {"points": given.final_points // len(flows), "member": member, "chunk": given.chunk},
+                    {**inputs, "plan": plan},
+                    f"final {index} member {member}",
+                )
+                for member, inputs in enumerate(self._with_flow(flows))
+            ]
+            drawn = [*drawn, self.store.run(jobs, self.bar)]
+            surface = self._surface(drawn, first_new=count)
+            shown = shown_surfaces(load_fit(surface), self.workflow).values()
+            if largest_error(shown, self.workflow.diagnostics.f_cap_kT) <= given.error_tolerance_kT:
+                break
+        return drawn, surface
+
+    def _surface(self, drawn: list[list[Path]], first_new: int) -> Path:
+        """Fit one surface to all draws of all turns: every mean weight is unbiased for the same Z, whatever the flow.
+
+        Those from ``first_new`` on are fitted alone as well: their difference from earlier surfaces is a real test.
+        """
+        inputs = {
+            f"draws{group}_{member}": folder
+            for group, folders in enumerate(drawn)
+            for member, folder in enumerate(folders)
+        }
+        settings = {
+            "joint_fit": self.workflow.joint_fit.model_dump(mode="json"),
+            "grid": self._cells(),
+            "members": len(drawn[0]),
+            "groups": len(drawn),
+            "first_new": first_new,
+        }
+        return self._one("surface", surfaces.make_surface, settings, {"system": self.inputs["system"], **inputs})
 
     def _coarse_model(
         self, flows: list[Path], surface: Path, before: dict[str, Path], label: str, steps: int
@@ -253,13 +316,15 @@ class Cycle:
         return model, joined
 
     def _next_proposal(self, surface: Path, walkers: Path) -> Path:
-        draws = self.workflow.draws
+        given = self.workflow.draws
         settings = {
-            "uniform_fraction": draws.uniform_fraction,
-            "coarse_fraction": draws.coarse_fraction,
-            "temperature_factor": draws.temperature_factor,
+            "uniform_fraction": given.uniform_fraction,
+            "coarse_fraction": given.coarse_fraction,
+            "disagreement_fraction": given.disagreement_fraction,
+            "temperature_factor": given.temperature_factor,
+            "members": self.workflow.cycle.members,
         }
-        return self._one("proposal", coarse.next_proposal, settings, {"surface": surface, "coarse": walkers})
+        return self._one("proposal", surfaces.next_proposal, settings, {"surface": surface, "coarse": walkers})
 
     def _range(self) -> range:
         return range(self.workflow.cycle.members)

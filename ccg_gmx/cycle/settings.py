@@ -16,7 +16,7 @@ class CoarseSettings(Settings):
         description="bead name -> atom number (from 1), a bonded chain in order", min_length=4
     )
     torsions: dict[str, tuple[int, int, int, int]] = Field(
-        description="torsion name -> four atom numbers (from 1) of consecutive beads", min_length=1, max_length=2
+        description="torsion name -> four atom numbers (from 1) of consecutive beads", min_length=1, max_length=6
     )
 
 
@@ -71,19 +71,40 @@ class FineMdSettings(Settings):
 
 
 class DrawSettings(Settings):
-    """How many weighted draws are made, and where."""
+    """How many weighted draws are made, and where.
 
-    points: int = Field(4096, description="coarse points per cycle turn, all flows together", ge=64)
-    final_points: int = Field(9216, description="coarse points of the final estimate, flows frozen", ge=64)
-    draws_per_point: int = Field(128, description="draws at each point (Pareto k-hat needs 100)", ge=8)
-    bead_points: int = Field(
-        1536, description="bead configurations whose free energy and mean force are estimated", ge=64
+    In every turn all points have the same number of draws. The final draws are adapted: the turns' draws tell where the
+    weights are uneven, points there get more draws, and rounds of points are added until the errors are small enough.
+    """
+
+    points: int = Field(2048, description="coarse points per cycle turn, all flows together", ge=64)
+    draws_per_point: int = Field(64, description="draws at each of them", ge=8)
+    final_points: int = Field(3072, description="coarse points of each final round, all flows together", ge=64)
+    final_rounds: int = Field(3, description="final rounds at most; fewer when the errors are small enough", ge=1)
+    final_uniform_fraction: float = Field(
+        0.2, description="part of the final points drawn uniformly; the others go where the error matters", gt=0, le=1
     )
-    draws_per_bead_point: int = Field(64, description="draws at each of them", ge=8)
+    final_exponent: float = Field(
+        0.5, description="those go as p^exponent: 1 is best for populations, 1/2 for the surface", gt=0, le=1
+    )
+    error_tolerance_kT: float = Field(
+        0.05, description="standard error of f wanted everywhere below diagnostics.f_cap_kT", gt=0
+    )
+    bias_tolerance_kT: float = Field(0.02, description="bias chi^2 / 2K of f allowed at a single point", gt=0)
+    point_error_kT: float = Field(0.25, description="standard error of f allowed at a single final point", gt=0)
+    min_draws: int = Field(32, description="fewest draws at a final point (power of two)", ge=8)
+    max_draws: int = Field(512, description="most draws at a final point (power of two)", ge=8)
+    bead_points: int = Field(
+        1024, description="bead configurations whose free energy and mean force are estimated", ge=64
+    )
+    draws_per_bead_point: int = Field(32, description="draws at each of them", ge=8)
     uniform_fraction: float = Field(
         0.25, description="part of the points drawn uniformly over the torsions", gt=0, le=1
     )
-    coarse_fraction: float = Field(0.25, description="part of the points drawn from the coarse MD frames", ge=0, lt=1)
+    coarse_fraction: float = Field(0.2, description="part of the points drawn from the coarse MD frames", ge=0, lt=1)
+    disagreement_fraction: float = Field(
+        0.15, description="part of the points drawn where the flows' surfaces disagree", ge=0, lt=1
+    )
     temperature_factor: float = Field(
         2.0, description="the rest is drawn from the surface at this times the temperature", ge=1
     )
@@ -91,8 +112,10 @@ class DrawSettings(Settings):
 
     @model_validator(mode="after")
     def _whole(self) -> DrawSettings:
-        if self.uniform_fraction + self.coarse_fraction > 1:
-            raise ValueError("uniform_fraction and coarse_fraction together are above 1")
+        if self.uniform_fraction + self.coarse_fraction + self.disagreement_fraction > 1:
+            raise ValueError("uniform_fraction, coarse_fraction and disagreement_fraction together are above 1")
+        if self.min_draws > self.max_draws or any(n & (n - 1) for n in (self.min_draws, self.max_draws)):
+            raise ValueError("min_draws and max_draws must be powers of two, the first not above the second")
         return self
 
 
@@ -102,7 +125,7 @@ class CoarseMdSettings(Settings):
     runs: int = Field(2, description="independent runs, side by side", ge=1)
     copies: int = Field(256, description="copies per run, started from draws of the coarse model's density", ge=1)
     steps: int = Field(60_000, description="steps in every turn", ge=1000)
-    final_steps: int = Field(300_000, description="steps of the last coarse run", ge=1000)
+    final_steps: int = Field(150_000, description="steps of the last coarse run", ge=1000)
     dt_ps: float = Field(0.004, description="time step; 4 fs keeps the variances of bonds within 1.5 %", gt=0, le=0.01)
     output_every: int = Field(500, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
@@ -118,7 +141,9 @@ class CycleSettings(Settings):
     max_turns: int = Field(3, description="turns after which it stops anyway", ge=1)
     later_turns: float = Field(0.5, description="training steps of later turns, as a part of the first turn's", gt=0)
     tolerance_kT: float = Field(0.1, description="stop when f moves less than this (RMSD below 8 kT)", gt=0)
-    grid: int = Field(100, description="points per torsion of the reported surface", ge=12)
+    grid: int = Field(
+        100, description="points per torsion of surfaces and marginals; over three or more at once fewer", ge=12
+    )
 
     @field_validator("max_turns")
     @classmethod

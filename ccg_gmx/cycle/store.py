@@ -37,6 +37,8 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _TEMPORARY = re.compile(r"\..+\.(\d+\.tmp|partial)")
 """Names that files of the package have until they are whole."""
 RECORD = "stage.json"
+EVALUATIONS = "evaluations.json"
+"""Energies that a stage computed, by kind: fine_md_steps, flow, checks."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Work:
     seed: int
     context: dict[str, Any]
     progress: Progress
+
+    def count(self, **evaluations: int) -> None:
+        """Leave on record how many energies were computed, by kind (see :data:`EVALUATIONS`)."""
+        write_json(self.folder / EVALUATIONS, evaluations)
 
 
 StageFunction = Callable[[Work], None]

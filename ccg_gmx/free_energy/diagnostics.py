@@ -7,7 +7,6 @@ and the test for hidden slow modes look there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -191,7 +190,7 @@ def doubling_drift(log_w: FloatArray) -> FloatArray:
 
 
 def diagnose(
-    log_w: FloatArray,
+    log_w: FloatArray | Sequence[FloatArray],
     forward_log_w: FloatArray,
     f_points: FloatArray,
     f_frames: FloatArray,
@@ -203,9 +202,9 @@ def diagnose(
     """Compute every diagnostic of final draws.
 
     Args:
-        log_w: ``[M, K]`` log-weights of fresh draws. Consecutive points are pooled for Pareto k-hat.
+        log_w: ``[M, K]`` log-weights of fresh draws, or several such arrays where points have different K.
         forward_log_w: ``[T]`` log-weights at held-out fine frames, or ``[members, T]`` of several flows.
-        f_points: ``[M]`` f at the coarse points, kT, with its absolute offset (``SurfaceFit.values``).
+        f_points: ``[M]`` f at the coarse points of all arrays, kT, with its absolute offset (``SurfaceFit.values``).
         f_frames: ``[T]`` f at the coarse variables of the frames.
         settings: thresholds.
         fine: where fine MD has been; without it, coverage and the agreement of its runs are left out.
@@ -217,18 +216,20 @@ def diagnose(
     settings = settings or DiagnosticSettings()
     members = np.atleast_2d(forward_log_w)
     frames = members.shape[1]
-    if len(f_points) != len(log_w) or len(f_frames) != frames or frames < 2:
+    records = [log_w] if isinstance(log_w, np.ndarray) else list(log_w)
+    points = sum(len(record) for record in records)
+    if len(f_points) != points or len(f_frames) != frames or frames < 2:
         raise CcgError(
-            f"{len(log_w)} points with {len(f_points)} f, {frames} frames with {len(f_frames)} f",
+            f"{points} points with {len(f_points)} f, {frames} frames with {len(f_frames)} f",
             expected="one f for each, and at least 2 held-out frames",
         )
     if fine is not None and not len(fine.held_out_s) == len(fine.held_out_run) == frames:
         raise CcgError(f"{len(fine.held_out_s)} held-out s and {len(fine.held_out_run)} runs for {frames} frames")
-    judged = f_points <= f_points.min() + settings.f_cap_kT
-    weights, by_member = log_w[judged] + f_points[judged, None], members + f_frames
+    weights, by_member = _judged(records, f_points, settings.f_cap_kT), members + f_frames
     forward = by_member.ravel()
-    fractions = kish_fraction(weights)
-    pooled = _pool(weights)
+    fractions = np.concatenate([kish_fraction(record) for record in weights])
+    upper = np.concatenate([log_mean_weight(record) for record in weights])[:, None]
+    pooled = _pool(np.concatenate([record.ravel() for record in weights]))
     tails = pareto_k(pooled)
     bad = float("nan") if np.isnan(tails).any() else float((tails > settings.pareto_k).mean())
     return Diagnostics(
@@ -238,11 +239,11 @@ def diagnose(
         forward_ess_fraction=forward_ess_fraction(forward),
         pareto_k_bad_fraction=bad,
         pareto_draws=pooled.shape[1],
-        sandwich_gap_kT=sandwich(forward, weights).gap if len(weights) > 1 else float("nan"),
-        largest_weight=float(largest_weight(weights).max()),
-        doubling_drift_kT=abs(float(doubling_drift(weights).mean())),
-        points=int(judged.sum()),
-        points_total=len(log_w),
+        sandwich_gap_kT=sandwich(forward, upper).gap if len(upper) > 1 else float("nan"),
+        largest_weight=max(float(largest_weight(record).max()) for record in weights),
+        doubling_drift_kT=abs(float(np.concatenate([doubling_drift(record) for record in weights]).mean())),
+        points=len(fractions),
+        points_total=points,
         frames=forward.size,
         settings=settings,
         coverage=None if fine is None else _coverage(fine, settings),
@@ -261,14 +262,24 @@ def _basin_frames(fine: FineEvidence) -> dict[str, int]:
     return {basin.name: int(basin.mask(fine.held_out_s, fine.surface.names).sum()) for basin in fine.basins}
 
 
+def _judged(records: Sequence[FloatArray], f_points: FloatArray, cap_kT: float) -> list[FloatArray]:
+    """Log-weights normalised per point, of the points whose f lies within the cap; arrays without any are left out."""
+    ends = np.cumsum([len(record) for record in records])
+    kept = []
+    for record, f in zip(records, np.split(f_points, ends[:-1]), strict=True):
+        low = f <= f_points.min() + cap_kT
+        if low.any():
+            kept.append(record[low] + f[low, None])
+    return kept
+
+
 def _pool(weights: FloatArray) -> FloatArray:
-    """Join the draws of consecutive points until every row has enough for k-hat; an incomplete last row joins none.
+    """Rows of 1000 draws of consecutive points for k-hat; an incomplete last row joins none.
 
     Weights normalised per point may be mixed: the heaviest tail of the group decides k-hat.
     """
-    M, K = weights.shape
-    group = min(math.ceil(PARETO_POOL / K), M)
-    return weights[: M // group * group].reshape(M // group, group * K)
+    size = min(PARETO_POOL, len(weights))
+    return weights[: len(weights) // size * size].reshape(-1, size)
 
 
 def _checks(d: Diagnostics) -> list[tuple[bool, str, str]]:

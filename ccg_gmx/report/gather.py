@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ccg_gmx.cycle.stages.coarse import coarse_surface, load_coarse_run
-from ccg_gmx.cycle.stages.learn import load_draws
-from ccg_gmx.cycle.summary import Results, restored_distributions
+from ccg_gmx.cycle.stages.coarse import load_coarse_run
+from ccg_gmx.cycle.stages.draws import load_draws
+from ccg_gmx.cycle.summary import restored_distributions
+from ccg_gmx.cycle.turns import Results
+from ccg_gmx.cycle.views import coarse_surfaces, load_fit, references, shown_surfaces
 from ccg_gmx.free_energy.joint_fit import PointEstimates
-from ccg_gmx.free_energy.reference import load_reference
-from ccg_gmx.free_energy.surface import histogram_surface, load_surface
+from ccg_gmx.free_energy.surface import histogram_surface
 from ccg_gmx.free_energy.torsion_grid import grid_points, shifted
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, FreeEnergySurface, ReportData, WeightedDraws
@@ -23,22 +24,24 @@ def gather(results: Results, summary: dict[str, object]) -> ReportData:
         summary: content of summary.json.
     """
     workflow = results.workflow
-    surface = load_surface(results.surface / "surface.npz")
     potential = CoarsePotential.load(results.coarse_fit / "potential.npz")
-    coarse = coarse_surface(load_coarse_run(results.coarse), surface, workflow.coarse_md.kde_degrees)
-    draws = [load_draws(folder) for folder in results.draws]
+    shown = shown_surfaces(load_fit(results.surface), workflow)
+    axes, surface = next(iter(shown.items()))
+    found = references(workflow)
+    coarse = coarse_surfaces(load_coarse_run(results.coarse), workflow, workflow.coarse_md.kde_degrees)
+    draws = [record for folder in results.draws for record in load_draws(folder)]
     return ReportData(
         summary=summary,
         surface=surface,
-        raw_surface=raw_surface(draws, surface),
-        reference=load_reference(workflow.reference).surface if workflow.reference else None,
-        coarse_surface=coarse,
+        raw_surface=raw_surface(draws, surface) if len(shown) == 1 else None,
+        reference=found[axes].surface if axes in found else None,
+        coarse_surface=coarse[axes],
         losses=_losses(results),
-        log_w=np.concatenate([drawn.log_w for drawn in draws]),
+        log_w=max((record.log_w for record in draws), key=np.size),
         distributions=restored_distributions(results),
         turns=[turn.row() for turn in results.turns],
         coarse_terms=_terms(potential),
-        coarse_map=potential.grid(workflow.cycle.grid) if surface.f.ndim == 2 else None,
+        coarse_map=potential.grid(workflow.cycle.grid) if len(workflow.coarse.torsions) == 2 else None,
     )
 
 

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.store import code_version, file_hash, read_json, write_json
-from ccg_gmx.cycle.summary import Results, Turn
+from ccg_gmx.cycle.turns import Results, Turn
+from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import StoreError
-from ccg_gmx.free_energy.reference import load_reference
-from ccg_gmx.free_energy.surface import load_surface, save_surface, write_plumed_grid
+from ccg_gmx.free_energy.surface import save_surface, write_plumed_grid
 from ccg_gmx.report.gather import gather
 from ccg_gmx.report.html import build_report
 from ccg_gmx.report.plots import plot_surface
@@ -61,11 +61,13 @@ def write_outputs(results: Results, summary: dict[str, Any], manifest: dict[str,
         manifest: content of manifest.json.
         folder: the run folder.
     """
-    surface = load_surface(results.surface / "surface.npz")
-    reference = load_reference(results.workflow.reference).surface if results.workflow.reference else None
-    save_surface(surface, folder / "fes.npz")
-    write_plumed_grid(surface, folder / "fes.dat")
-    plot_surface(surface, folder / "fes.png", reference)
+    found = references(results.workflow)
+    for axes, surface in shown_surfaces(load_fit(results.surface), results.workflow).items():
+        # One surface is fes.npz; marginals carry their torsions in the name.
+        stem = "fes" if axes == tuple(results.workflow.coarse.torsions) else "fes_" + "_".join(axes)
+        save_surface(surface, folder / f"{stem}.npz")
+        write_plumed_grid(surface, folder / f"{stem}.dat")
+        plot_surface(surface, folder / f"{stem}.png", found[axes].surface if axes in found else None)
     _replace_folder(results.coarse_fit / "forcefield", folder / "forcefield")
     _replace_folder(results.restored / "restored", folder / "restored")
     write_json(folder / "results.json", _pack(results, folder))
@@ -111,7 +113,7 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 _FOLDERS = ("system", "split", "surface", "coarse_fit", "coarse", "restored")
-_LISTS = ("flows", "draws", "used")
+_LISTS = ("flows", "draws", "held_out", "used")
 
 
 def _pack(results: Results, folder: Path) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def _pack(results: Results, folder: Path) -> dict[str, Any]:
     stages = folder / "stages"
     packed: dict[str, Any] = {name: getattr(results, name).relative_to(stages).as_posix() for name in _FOLDERS}
     packed |= {name: [path.relative_to(stages).as_posix() for path in getattr(results, name)] for name in _LISTS}
+    packed["hidden_modes"] = results.hidden_modes and results.hidden_modes.name
     packed["workflow"] = results.workflow.model_dump(mode="json")
     packed["turns"] = [{**vars(turn), "surface": turn.surface.name} for turn in results.turns]
     return packed
@@ -142,6 +145,8 @@ def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results
         **single,
         flows=lists["flows"],
         draws=lists["draws"],
+        held_out=lists["held_out"],
+        hidden_modes=packed["hidden_modes"] and stages / packed["hidden_modes"],
         used=tuple(lists["used"]),
         turns=turns,
     )

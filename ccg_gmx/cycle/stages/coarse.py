@@ -1,24 +1,21 @@
-"""Stages of the free energy and the coarse model: surface, coarse fit, coarse MD, next proposal."""
+"""Stages of the coarse model: its fit and its MD in GROMACS."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ccg_gmx.cycle.proposal import cells_per_torsion, mixture_proposal, uniform_proposal
 from ccg_gmx.cycle.stages.fine import find_gmx
-from ccg_gmx.cycle.stages.learn import load_bead_draws, load_draws
+from ccg_gmx.cycle.stages.learn import load_bead_draws
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.mdp import Mdp, coarse_run
 from ccg_gmx.export.gromacs import CoarseMolecule, GromacsExportSettings, write_forcefield
-from ccg_gmx.free_energy.joint_fit import JointFitSettings, fit_surface
 from ccg_gmx.free_energy.surface import histogram_surface
-from ccg_gmx.free_energy.surface_files import load_surface, save_surface, write_npz
+from ccg_gmx.free_energy.surface_files import load_surface, write_npz
 from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.molecule.structure import read_structure
 from ccg_gmx.molecule.supports import bead_torsions
@@ -33,39 +30,6 @@ _KERNEL_DEGREES = 6.0  # of the coarse frames' density in a proposal: well insid
 _MAP_POINTS = 48  # per torsion of the marginals that maps are fitted to; contains the maps' knots
 
 
-def points_per_torsion(grid: int, n_s: int) -> int:
-    """Points per torsion of a surface over all torsions: as asked for, or with three or more as many as are affordable.
-
-    Raises:
-        CcgError: if there are more torsions than a grid can hold.
-    """
-    return grid if n_s <= 2 else cells_per_torsion(n_s)
-
-
-def first_proposal(work: Work) -> None:
-    """Uniform over the torsions: nothing is known yet. Writes proposal.npz."""
-    n_s = work.settings["n_s"]
-    uniform_proposal(points_per_torsion(work.settings["grid"], n_s), n_s).save(work.folder / "proposal.npz")
-
-
-def next_proposal(work: Work) -> None:
-    """Mix uniform floor, Boltzmann density at raised temperature and coarse MD frames.
-
-    Inputs: surface, coarse (optional). Writes proposal.npz.
-    """
-    surface = load_surface(work.inputs["surface"] / "surface.npz")
-    coarse = None
-    if "coarse" in work.inputs:
-        coarse = coarse_density(load_coarse_run(work.inputs["coarse"]), surface)
-    mixture_proposal(
-        surface.f,
-        coarse,
-        uniform=work.settings["uniform_fraction"],
-        coarse_fraction=work.settings["coarse_fraction"],
-        temperature_factor=work.settings["temperature_factor"],
-    ).save(work.folder / "proposal.npz")
-
-
 def coarse_density(run: CoarseRun, like: FreeEnergySurface) -> FloatArray:
     """Density of a coarse run's frames on the grid of a surface, ``[n] * n_s``, smoothed with a Gaussian kernel.
 
@@ -74,26 +38,6 @@ def coarse_density(run: CoarseRun, like: FreeEnergySurface) -> FloatArray:
     n = len(like.f)
     kernel = _KERNEL_DEGREES if like.f.ndim <= 2 else max(_KERNEL_DEGREES, 180.0 / n)
     return np.exp(-histogram_surface(run.s, n, like.names, like.temperature_K, kde_degrees=kernel).f)
-
-
-def make_surface(work: Work) -> None:
-    """Fit one smooth surface to the draws of all members, and one to each member alone.
-
-    With three or more torsions the gridded surfaces are coarse and without errors; fit.npz gives marginals with errors
-    on any grid.
-    Inputs: system, draws0, draws1, ... Writes surface.npz, member0.npz, ..., fit.npz.
-    """
-    system = System.load(work.inputs["system"])
-    settings = JointFitSettings(**work.settings["joint_fit"])
-    names = system.torsion_names
-    n = points_per_torsion(work.settings["grid"], len(names))
-    members = [load_draws(work.inputs[f"draws{index}"]) for index in range(work.settings["members"])]
-    fit = fit_surface(members, settings)
-    fit.save(work.folder / "fit.npz")
-    save_surface(fit.surface(n, names, system.temperature_K), work.folder / "surface.npz")
-    for index, draws in enumerate(members):
-        alone = fit if len(members) == 1 else fit_surface([draws], settings)
-        save_surface(alone.surface(n, names, system.temperature_K), work.folder / f"member{index}.npz")
 
 
 def fit_coarse(work: Work) -> None:
@@ -257,18 +201,3 @@ def load_coarse_run(folder: Path) -> CoarseRun:
         return CoarseRun(
             data["s"], data["b"], data["positions"], float(data["ns_per_day"]), data["walker"].astype(np.int64)
         )
-
-
-def coarse_surface(
-    run: CoarseRun, like: FreeEnergySurface, kde_degrees: float, axes: Sequence[int] | None = None
-) -> FreeEnergySurface:
-    """Free energy of the coarse run's histogram on the grid of another surface.
-
-    Args:
-        run: frames.
-        like: surface over the torsions shown.
-        kde_degrees: kernel width.
-        axes: the torsions shown, as columns of ``run.s``; all of them by default.
-    """
-    s = run.s if axes is None else run.s[:, list(axes)]
-    return histogram_surface(s, len(like.f), like.names, like.temperature_K, kde_degrees=kde_degrees)

@@ -62,7 +62,7 @@ def run_fine(work: Work) -> None:
     """Run one short atomistic trajectory from a structure turned to the start's torsions and minimised.
 
     With implicit solvent, which GROMACS does not have, the package's own integrator makes the trajectory.
-    Inputs: system, topology, structure. Writes run.trr (full precision), steps.json and GROMACS' own files.
+    Inputs: system, topology, structure. Writes run.trr (full precision) and GROMACS' own files.
     """
     gmx, settings, folder = find_gmx(work), work.settings, work.folder
     system = System.load(work.inputs["system"])
@@ -73,7 +73,7 @@ def run_fine(work: Work) -> None:
     minimised = gmx.mdrun(tpr, folder, name="em")
     if system.implicit_solvent is not None:
         steps = run_walkers(work, system, minimised.gro)
-        write_json(folder / "steps.json", {"md": steps, "minimisation": minimised.steps})
+        work.count(fine_md_steps=steps + minimised.steps)
         return
     mdp = fine_run(
         system.temperature_K,
@@ -87,7 +87,7 @@ def run_fine(work: Work) -> None:
     if not tpr.exists():
         gmx.grompp(mdp, minimised.gro, topology_file, tpr, workdir=folder)
     result = gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
-    write_json(folder / "steps.json", {"md": result.steps, "minimisation": minimised.steps})
+    work.count(fine_md_steps=result.steps + minimised.steps)
 
 
 def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:
@@ -124,6 +124,7 @@ def split_frames(work: Work) -> None:
     held = [tuple(array[cut:] for array in part) for part, cut in zip(parts, held_from, strict=True)]
     save_split(work.folder / "split.npz", training)
     save_split(work.folder / "held_out.npz", held)
+    work.count(flow=sum(len(part[0]) for part in parts))
 
 
 def _split_run(
@@ -138,7 +139,7 @@ def _split_run(
     with torch.no_grad():
         relabelled = system.coordinates.relabel(torch.from_numpy(positions))
         s, b, y = system.coordinates.split(relabelled)
-        outside = ~system.coordinates.in_support(y)
+        outside = ~(system.coordinates.in_support(y) & system.coordinates.in_support_beads(b))
         if outside.any():
             raise TrajectoryError(
                 f"{int(outside.sum())} of {len(y)} frames of {trajectory} leave the states of the starting structure "

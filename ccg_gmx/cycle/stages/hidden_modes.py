@@ -26,8 +26,8 @@ from ccg_gmx.free_energy.hidden_modes import (
     hot_forward_ess_fraction,
     mode_words,
 )
-from ccg_gmx.free_energy.joint_fit import SurfaceFit
 from ccg_gmx.free_energy.surface_files import load_surface, read_npz, write_npz
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
 from ccg_gmx.free_energy.torsion_grid import grid
 from ccg_gmx.records import CoarseSplit, FloatArray, FreeEnergySurface
 
@@ -126,6 +126,7 @@ def check_hidden_modes(work: Work) -> None:
     points = choose_points(system.torsion_names, settings.points, work.seed, surface, work.settings.get("starts", []))
     report, run = run_check(system, points, settings, work.seed, split=split, flows=flows, f=f, progress=work.progress)
     save_check(work.folder, report, run.series)
+    work.count(checks=report.evaluations)
 
 
 def load_fine_frames(folder: Path) -> CoarseSplit:

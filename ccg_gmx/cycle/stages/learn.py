@@ -1,4 +1,4 @@
-"""Stages of the flow: likelihood training, training with energies, weighted draws."""
+"""Stages of the flow: training by likelihood and with energies, and its draws at fixed beads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccg_gmx.flow.checkpoint import load_flow, save_flow
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, OptimiserSettings, train_energy, train_likelihood
 from ccg_gmx.free_energy.surface_files import load_surface, write_npz
-from ccg_gmx.free_energy.weights import draw_bead_gradients, draw_weights, forward_log_weights
+from ccg_gmx.free_energy.weights import draw_bead_gradients
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, WeightedDraws
 
@@ -67,7 +67,7 @@ def learn_energy(work: Work) -> None:
         checkpoint=work.folder / "training.pt",
         progress=work.progress,
     )
-    losses["evaluations"] = np.array([settings.steps * settings.batch], dtype=np.float64)
+    work.count(flow=settings.steps * settings.batch)
     _finish(work.folder, flow, losses)
 
 
@@ -80,41 +80,6 @@ def _finish(folder: Path, flow: LadderFlow, losses: dict[str, FloatArray]) -> No
     save_flow(flow.double(), folder / "flow.pt")
     write_npz(folder / "losses.npz", **losses)
     (folder / "training.pt").unlink(missing_ok=True)
-
-
-def make_draws(work: Work) -> None:
-    """Draw (b, y) at coarse points of the proposal and weigh every draw.
-
-    Inputs: system, flow, proposal, split. Writes draws.npz (with forward log-weights of the held-out frames).
-    """
-    system = System.load(work.inputs["system"])
-    flow = load_flow(work.inputs["flow"] / "flow.pt")
-    proposal = GridProposal.load(work.inputs["proposal"] / "proposal.npz")
-    held_out = load_split(work.inputs["split"] / "held_out.npz")
-    s = proposal.draw(work.settings["points"], np.random.default_rng(work.seed))
-    log_w = draw_weights(
-        flow,
-        system.target(),
-        s,
-        work.settings["draws_per_point"],
-        work.seed,
-        chunk=work.settings["chunk"],
-        progress=work.progress,
-    )
-    np.savez(
-        work.folder / "draws.npz",
-        s=s,
-        log_w=log_w,
-        log_rho=proposal.log_density(s),
-        held_out_s=held_out.s,
-        held_out_log_w=forward_log_weights(flow, held_out),
-    )
-
-
-def load_draws(folder: Path) -> WeightedDraws:
-    """Read the draws of one flow."""
-    with np.load(folder / "draws.npz", allow_pickle=False) as data:
-        return WeightedDraws(data["s"], data["log_w"], data["log_rho"], int(data["log_w"].size))
 
 
 def make_bead_draws(work: Work) -> None:
@@ -141,6 +106,7 @@ def make_bead_draws(work: Work) -> None:
         log_rho=log_proposal,
         progress=work.progress,
     )
+    work.count(flow=draws.evaluations)
     assert draws.gradient is not None
     assert draws.gradient_error is not None
     np.savez(

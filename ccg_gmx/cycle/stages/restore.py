@@ -77,3 +77,4 @@ def restore_frames(work: Work) -> None:
         "kish_fraction_total": float(kish_fraction(log_w_total[None])[0]),
     }
     write_json(work.folder / "restored.json", facts)
+    work.count(flow=count)

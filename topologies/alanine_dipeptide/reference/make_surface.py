@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ccg_gmx.cli import Bar
+from ccg_gmx.commands.progress import Bar
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import Mdp
 from ccg_gmx.engine.parallel import report_steps, run_all
