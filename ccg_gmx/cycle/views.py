@@ -53,16 +53,17 @@ def references(workflow: Workflow) -> dict[Names, Reference]:
     found = load_reference_set(workflow.reference)
     for axes, reference in found.items():
         surface = reference.surface
-        if axes not in wanted:
+        if not any(set(axes) <= set(shown) for shown in wanted) or (len(names) <= 2 and axes not in wanted):
             raise CcgError(
-                f"it is of the torsions {', '.join(axes)}", expected=" or ".join(", ".join(w) for w in wanted)
+                f"it is of the torsions {', '.join(axes)}", expected=" or ".join(", ".join(shown) for shown in wanted)
             )
         if surface.f.shape != (grid,) * len(axes) or surface.temperature_K != workflow.temperature_K:
             raise CcgError(
                 f"it has a grid of {surface.f.shape} at {surface.temperature_K:g} K",
                 expected=f"{grid} points per torsion (cycle.grid) at {workflow.temperature_K:g} K",
             )
-    return found
+    # A set may hold single torsions too: they are marginals of the pairs and say nothing new.
+    return {axes: found[axes] for axes in wanted if axes in found}
 
 
 def coarse_surfaces(run: CoarseRun, workflow: Workflow, kde_degrees: float) -> dict[Names, FreeEnergySurface]:
