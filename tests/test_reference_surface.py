@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from ccg_gmx.cli import Bar
 from ccg_gmx.engine.mdp import Mdp
-from ccg_gmx.free_energy.reference import Reference, load_reference
+from ccg_gmx.free_energy.reference import Reference, load_marginals, load_reference
 from ccg_gmx.free_energy.surface import (
     Basin,
     delta_f,
@@ -101,6 +102,41 @@ def test_walkers_agree_with_awh_within_the_noise_of_both(alanine: Reference) -> 
     values = [[delta_f(half, RIGHT, LEFT) * KT for half in (each.half_a, each.half_b)] for each in (alanine, awh)]
     error = np.hypot(*(np.ptp(halves) / 2 for halves in values))
     assert abs(np.mean(values[0]) - np.mean(values[1])) < 2 * error
+
+
+def test_butane_is_as_precise_as_stated_and_a_mirror_image_of_itself() -> None:
+    reference = load_reference(shipped("n_butane"))
+    surface = reference.surface
+    assert (surface.f.shape, surface.names, surface.temperature_K) == ((100,), ("phi",), 300.0)
+    assert 0 < reference.noise_floor < 1e-5
+    mirrored = shifted(np.roll(surface.f[::-1], 1), surface.names, 300.0)  # point i is -pi + i 2 pi / n
+    assert forward_kl(surface, mirrored) < 16 * reference.noise_floor  # 4 on average; shared waves make it vary
+    np.testing.assert_allclose(surface.f, mirrored.f, atol=0.1)
+
+
+def test_butane_agrees_with_awh() -> None:
+    ours, awh = (load_reference(shipped("n_butane", file)) for file in ("surface.npz", "awh.npz"))
+    expected = ours.noise_floor + awh.noise_floor
+    assert forward_kl(ours.surface, awh.surface) < 3 * expected
+    assert rmsd_kT(ours.surface, awh.surface) < 0.05
+
+
+def test_tripeptide_has_all_marginals_as_precise_as_stated() -> None:
+    marginals = load_marginals(shipped("alanine_tripeptide"))
+    names = ("phi1", "psi1", "phi2", "psi2")
+    assert set(marginals) == {*combinations(names, 2), *((name,) for name in names)}
+    for shown, reference in marginals.items():
+        assert reference.surface.f.shape == (100,) * len(shown)
+        assert 0 < reference.noise_floor < 1e-3, shown
+
+
+def test_tripeptide_marginals_belong_to_one_density() -> None:
+    """Each two-dimensional marginal, summed over one torsion, is the one-dimensional one of the other: same frames."""
+    marginals = load_marginals(shipped("alanine_tripeptide"))
+    for shown, reference in marginals.items():
+        for axis, name in enumerate(shown) if len(shown) == 2 else ():
+            alone = probability(marginals[(name,)].half_a)
+            np.testing.assert_allclose(probability(reference.half_a).sum(1 - axis), alone, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("system", ["alanine_dipeptide", "alanine_dipeptide_amber96"])
