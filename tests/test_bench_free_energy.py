@@ -15,9 +15,18 @@ from click.testing import CliRunner
 from small_cycle import ROOT, SETTINGS
 
 from ccg_gmx.bench import metadynamics, plain_md
-from ccg_gmx.bench.convergence import Point, arrival, best_forward_kl, fit_one_over_n, fit_power_law, group_point
+from ccg_gmx.bench.convergence import (
+    Point,
+    PowerLaw,
+    arrival,
+    best_forward_kl,
+    fit_one_over_n,
+    fit_power_law,
+    group_point,
+)
 from ccg_gmx.bench.free_energy import Bench, Options
 from ccg_gmx.bench.free_energy_plot import plot_free_energy
+from ccg_gmx.bench.free_energy_result import MdResult
 from ccg_gmx.bench.metadynamics import BIAS_FACTOR, Hills
 from ccg_gmx.bench.our_cycle import cycle_turns
 from ccg_gmx.bench.plain_md import Counter, MdTask, flat_bins, run_md, torsions_of
@@ -149,6 +158,18 @@ def test_short_equilibrium_walkers_know_more_than_their_length():
     path = two_state_chain(0.01, 0.01, 100, 40_000, seed=4)
     found = path.mean(axis=1).var() * 100 / (2 * 50 * 0.25)
     assert found == pytest.approx(short_walker_factor(100, 50), abs=0.02)
+
+
+def test_a_law_of_short_walkers_is_that_of_their_starts_and_does_not_count():
+    points = nested_points(np.random.default_rng(8).normal(size=256), 50.0)
+    law = PowerLaw(-1.05, 0.1, 50.0, 5.0, 1e3, 1e5, True)
+    for walker_steps, source in ((1000.0, "fit"), (100.0, "two-state theory")):
+        found = MdResult(points, law, relaxation(Transitions(0, 9, 0.0, 900.0), 0.2), Transitions(), walker_steps)
+        assert found.relaxation is not None
+        assert found.relaxation.tau_steps == pytest.approx(80.0)
+        assert found.source == source
+    assert MdResult(points, law, None, Transitions(), 1.0).source == "fit"
+    assert MdResult(points, None, None, Transitions(), 1.0).source is None
 
 
 def test_no_transition_no_rate():

@@ -65,7 +65,7 @@ class Options:
         enhanced_steps: steps of each adaptive-bias run, all its walkers together.
         workflow: another workflow file than the system's own.
         overrides: ``a.b=value`` strings for the workflow.
-        walkers: walkers of plain MD, in two batches.
+        walkers: walkers of plain MD, in two batches; few, so that each is long against the slowest relaxation.
         segment_steps: steps of each MD walker between checkpoints.
     """
 
@@ -76,7 +76,7 @@ class Options:
     enhanced_steps: int = 15_000_000
     workflow: Path | None = None
     overrides: tuple[str, ...] = ()
-    walkers: int = 128
+    walkers: int = 32
     segment_steps: int = 125_000
 
 
@@ -220,13 +220,14 @@ class Bench:
     def run_plain_md(self) -> dict[str, list[MdTask]]:
         """Run, or resume, plain MD: walkers that start in equilibrium, and some that start in the rarer state.
 
-        The latter serve the rate of leaving it, which so is known long before the former have seen it often.
+        The latter serve the rate of leaving it, which so is known long before the former have seen it often. They need
+        not be long: time in the state and ways out of it are counted, whichever walker they belong to.
         """
         steps, walkers = self.options.md_steps, self.options.walkers
         rare = 1 - self.states.committor if self.states.p_b > 0.5 else self.states.committor
         tasks = {
             "equilibrium": self._batches("equilibrium", self.p, walkers, steps, 1000),
-            "rare": self._batches("rare", self.p * (rare > 0.9), max(_TASKS, walkers // 2), steps // 8, 2000),
+            "rare": self._batches("rare", self.p * (rare > 0.9), 2 * walkers, steps // 4, 2000),
         }
         self._run_all(plain_md.run_md, tasks["rare"], "MD, rare state")
         self._run_all(plain_md.run_md, tasks["equilibrium"], "MD, equilibrium")

@@ -19,6 +19,9 @@ from ccg_gmx.records import FloatArray
 MARK = 1e-3
 """Forward KL at which published work stops."""
 
+LONG_WALKERS = 0.8
+"""Walkers are long enough for the measured law to count if their KL is this part of one long run's (five tau)."""
+
 PUBLISHED = "published (arXiv 2402.01195, ff96 + OBC1): 15.9 to 216 times fewer evaluations than MD"
 HOW = {
     "forward_kl": "sum of p ln(p / q) in nats over 100 x 100 bins, p the reference; its noise is not subtracted",
@@ -50,9 +53,18 @@ class MdResult:
     walker_steps: float
 
     @property
+    def walker_factor(self) -> float:
+        """How much better MD looks than one long run, because walkers start in equilibrium; 1 if it does not."""
+        return 1.0 if self.relaxation is None else short_walker_factor(self.walker_steps, self.relaxation.tau_steps)
+
+    @property
     def source(self) -> str | None:
-        """Which of the two extrapolations is used: the fit where it is established, else theory."""
-        if self.law is not None and self.law.established:
+        """Which of the two extrapolations is used: the fit where it is established on long walkers, else theory.
+
+        The starts of short walkers are independent draws from the reference: their KL falls as 1/N too, but it is
+        that of the draws, not of MD.
+        """
+        if self.law is not None and self.law.established and self.walker_factor >= LONG_WALKERS:
             return "fit"
         return "two-state theory" if self.relaxation is not None else None
 
@@ -192,7 +204,9 @@ def _md_block(
             "tau_error_ns": relaxed.tau_error * ns,
             "tau_from_transitions": relaxed.transitions,
             "c_two_state": relaxed.tau_steps,
-            "short_walker_factor": short_walker_factor(md.walker_steps, relaxed.tau_steps),
+            "walker_over_tau": md.walker_steps / relaxed.tau_steps,
+            "short_walker_factor": md.walker_factor,
+            "c_of_one_long_run": law.c / md.walker_factor if law else None,
         }
     return block
 
@@ -280,6 +294,10 @@ def _md_text(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"  two states: tau {md['tau_ns']:.3g} +- {md['tau_error_ns']:.2g} ns from {md['tau_from_transitions']} "
             f"transitions, so c = {md['c_two_state']:.3g} steps"
+        )
+        lines.append(
+            f"  walkers are {md['walker_over_tau']:.2g} tau long and start in equilibrium: their KL is "
+            f"{md['short_walker_factor']:.2g} of one long run's"
         )
     lines.append(f"  ratio without extrapolation: more than {readable(result['ratio_to_md_at_least'])}")
     if md["extrapolated_by"] is None:
