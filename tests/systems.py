@@ -342,7 +342,7 @@ class TorusLadder:
     def frames(self, count: int, rng: np.random.Generator) -> CoarseSplit:
         s, lowest = np.empty((0, 2)), -8.57  # just below the lowest f
         while len(s) < count:
-            trial = rng.uniform(-np.pi, np.pi, (40 * count, 2))
+            trial = rng.uniform(-np.pi, np.pi, (20_000, 2))
             s = np.concatenate([s, trial[rng.random(len(trial)) < np.exp(lowest - self.f(trial))]])
         at = torch.from_numpy(s[:count])
         noise = torch.from_numpy(rng.standard_normal((2, count, 1)))

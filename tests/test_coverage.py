@@ -92,17 +92,16 @@ def test_no_bias_beside_the_error(repeats: dict[str, FloatArray]) -> None:
     assert abs(repeats["delta_f"].mean()) < 0.2
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("count", [50, 150])
+@pytest.mark.parametrize(("name", "count"), [("chi2 = 1", 100), ("chi2 = 5", 50), ("too narrow", 100)])
 def test_95_per_cent_interval_of_bar(name: str, count: int) -> None:
-    """2000 times: fine frames against draws at the same coarse points, normalised by the known f, so 0 is right."""
+    """1000 times: fine frames against draws at the same coarse points, normalised by the known f, so 0 is right."""
     system = CASES[name].system
-    frames = system.frames(2000 * count, np.random.default_rng(1))
+    frames = system.frames(1000 * count, np.random.default_rng(1))
     forward = forward_log_weights(system.flow, frames) + system.f(frames.s)
     reverse = draw_weights(system.flow, system.target, frames.s, 1, seed=1)[:, 0] + system.f(frames.s)
-    parts = zip(forward.reshape(2000, count), reverse.reshape(2000, count), strict=True)
+    parts = zip(forward.reshape(1000, count), reverse.reshape(1000, count), strict=True)
     estimates = [bar(*part) for part in parts]
-    assert 0.93 < coverage([estimate.f / estimate.error for estimate in estimates]) < 0.97
+    assert 0.92 < coverage([estimate.f / estimate.error for estimate in estimates]) < 0.98
 
 
 def test_flows_are_as_bad_as_intended() -> None:
