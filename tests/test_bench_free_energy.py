@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -362,6 +363,19 @@ def test_walkers_go_on_where_they_were(bench: Bench, tmp_path: Path):
     other = MdTask(task("whole", 5).folder, bench.system_folder, bench.torsions, 6, 5, 100, 0.001, 1.0)
     with pytest.raises(StoreError, match="walkers of other settings"):
         run_md(other)
+
+
+@pytest.mark.gmx
+def test_a_longer_earlier_run_counts_and_other_walkers_are_refused(bench: Bench):
+    before = bench.run_plain_md()["equilibrium"]
+    assert [task.segments for task in before] == [4, 4]
+    shorter = Bench(replace(bench.options, md_steps=800))
+    assert [task.segments for task in shorter.run_plain_md()["equilibrium"]] == [4, 4]
+    points = plain_md.md_curve(bench.p, before)
+    assert [point.evaluations for point in points] == [200, 400, 800, 1600, 3200]
+    assert [point.independent for point in points] == [False, False, True, True, True]
+    with pytest.raises(StoreError, match="equilibrium_0 holds 2 walkers; expected 4"):
+        Bench(replace(bench.options, walkers=8)).run_plain_md()
 
 
 @pytest.mark.gmx

@@ -254,17 +254,20 @@ class Bench:
         return plain_md.Speed(langevin, plain_md.gromacs_speed(self.gmx, *files, self.system, folder))
 
     def _batches(self, name: str, weights: FloatArray, walkers: int, steps: int, seed: int) -> list[MdTask]:
-        """Two batches of walkers, whose starts are drawn once and kept."""
+        """Two batches of walkers, whose starts are drawn once and kept; what an earlier, longer run did counts too."""
         size = max(1, walkers // _TASKS)
-        segments = max(1, round(steps / (size * _TASKS) / self.options.segment_steps))
+        folders = [self.out / "md" / f"{name}_{batch}" for batch in range(_TASKS)]
+        wanted = max(1, round(steps / (size * _TASKS) / self.options.segment_steps))
+        segments = max(wanted, *(plain_md.segments_done(folder) for folder in folders))
         tasks = []
-        for batch in range(_TASKS):
-            folder = self.out / "md" / f"{name}_{batch}"
+        for batch, folder in enumerate(folders):
 
             def starts(batch: int = batch) -> FloatArray:
                 return plain_md.equilibrium_starts(self.system, self.torsions, weights, size, seed + 10 + batch)
 
             self._place(folder, starts)
+            if (found := len(np.load(folder / "starts.npy", mmap_mode="r"))) != size:
+                raise StoreError(f"{folder} holds {found} walkers", expected=str(size), remedy="choose another --out")
             tasks.append(self._task(folder, seed + batch, segments, self.options.segment_steps))
         return tasks
 

@@ -219,6 +219,11 @@ def _save_histograms(path: Path, counter: Counter) -> None:
     os.replace(partial, path)
 
 
+def segments_done(folder: Path) -> int:
+    """Number of segments of the latest histograms in a folder; 0 without any."""
+    return max((int(path.stem.rpartition("_")[2]) for path in folder.glob("histograms_*.npz")), default=0)
+
+
 def load_histograms(tasks: Sequence[MdTask], segments: int) -> dict[str, IntArray]:
     """Read what all walkers had counted after so many segments.
 
