@@ -19,6 +19,7 @@ from scipy.special import i0e
 from torch import Tensor
 
 from ccg_gmx.free_energy.weights import draw_ladder
+from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.records import CoarseSplit, FloatArray, WeightedDraws
 
 LOG_2PI = math.log(2 * math.pi)
@@ -352,3 +353,55 @@ class TorusLadder:
         y = mean + width * noise[1]
         u = self.target(at, b, y).numpy()
         return CoarseSplit(s[:count], b.numpy(), y.numpy(), u, np.zeros(count, dtype=np.int64))
+
+
+class NarrowMode:
+    """A wide and a narrow mode of equal weight at every s; at a raised temperature the narrow one is light. f = 0.
+
+    y = (torsion, bond lengths r); p is the sum of two products of a von Mises density in the torsion, centred on
+    -+pi/2, and normal densities in ln r; b is empty. The energy is -ln of the density in (torsion, ln r), so that the
+    volume element is the product of 1 / r.
+    """
+
+    concentration, bonds = 30.0, 4
+    means, widths = (-1.6, -2.0), (0.08, 0.05)  # of ln r: wide mode, narrow mode
+
+    @property
+    def coordinates(self) -> tuple[Coordinate, ...]:
+        """The torsion and the bonds."""
+        return (Coordinate("torsion", "torsion", "circle"), *[Coordinate("bond", "bond", "positive")] * self.bonds)
+
+    def _log_modes(self, y: Tensor) -> Tensor:
+        """``[2, B]`` ln of each mode's density in (torsion, ln r)."""
+        log_r = torch.log(y[:, 1:])
+        modes = []
+        for side, mean, width in zip((-1.0, 1.0), self.means, self.widths, strict=True):
+            torsion = self.concentration * (torch.cos(y[:, 0] - side * math.pi / 2) - 1.0)
+            normal = -0.5 * ((log_r - mean) / width) ** 2 - 0.5 * LOG_2PI - math.log(width)
+            modes.append(torsion + normal.sum(1))
+        log_norm = LOG_2PI + math.log(i0e(self.concentration)) + math.log(2)
+        return torch.stack(modes) - log_norm
+
+    def parts(self, s: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduced energy and ln of the volume element, ``[B]`` each."""
+        return -torch.logsumexp(self._log_modes(y), 0), -torch.log(y[:, 1:]).sum(1)
+
+    def __call__(self, s: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        energy, log_jacobian = self.parts(s, b, y)
+        return energy - log_jacobian
+
+    def narrow(self, y: Tensor) -> Tensor:
+        """``[B]`` probability that a frame belongs to the narrow mode."""
+        return torch.softmax(self._log_modes(y), 0)[1]
+
+    def frames(self, count: int, beta: float, rng: np.random.Generator) -> CoarseSplit:
+        """Frames of both modes with beta times their energy, weighed as the modes are then."""
+        masses = np.array(self.widths) ** (self.bonds * (1 - beta))
+        mode = rng.choice(2, size=count, p=masses / masses.sum())
+        torsion = rng.vonmises(np.pi * (mode - 0.5), beta * self.concentration)
+        mean, width = np.array(self.means)[mode, None], np.array(self.widths)[mode, None]
+        log_r = mean + width / math.sqrt(beta) * rng.standard_normal((count, self.bonds))
+        y = np.concatenate([torsion[:, None], np.exp(log_r)], axis=1)
+        s, b = rng.uniform(-np.pi, np.pi, (count, 1)), np.empty((count, 0))
+        u = self(*(torch.from_numpy(q) for q in (s, b, y))).numpy()
+        return CoarseSplit(s, b, y, u, np.zeros(count, dtype=np.int64))

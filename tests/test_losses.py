@@ -1,0 +1,122 @@
+"""Losses on own draws: weights of a group, the gradient of the weighted likelihood, and the modes they keep."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from systems import NarrowMode
+
+from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
+from ccg_gmx.flow.losses import OwnDraws, own_draws, weight_powers, weighted_likelihood
+from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
+
+torch.set_num_threads(1)
+
+SYSTEM = NarrowMode()
+SHAPE = FlowSettings(
+    couplings=0, bead_couplings=0, bins=6, width=24, lower_width=4, depth=1, circle_width=16, harmonics=1
+)
+HOT = 0.15
+"""Factor of beta at which the narrow mode has a sixth of the frames; at 1 it has half of them."""
+
+
+def propose(batch: int, generator: torch.Generator) -> torch.Tensor:
+    return math.pi * (2.0 * torch.rand(batch, 1, generator=generator, dtype=torch.float64) - 1.0)
+
+
+@pytest.fixture(scope="module")
+def hot_flow() -> LadderFlow:
+    """A flow trained by likelihood on hot frames, which covers both modes."""
+    flow = LadderFlow(1, (), SYSTEM.coordinates, SHAPE)
+    frames = SYSTEM.frames(4000, HOT, np.random.default_rng(0))
+    settings = LikelihoodSettings(steps=200, batch=256, learning_rate=1e-2, warm_up=10, held_out_every=50)
+    train_likelihood(flow, frames, settings, 1)
+    return flow
+
+
+def draws_of(log_w: torch.Tensor) -> OwnDraws:
+    none = torch.zeros_like(log_w)
+    return OwnDraws(none, none, none, log_w, 0.0)
+
+
+def test_power_is_one_where_weights_are_even_enough() -> None:
+    log_w = torch.tensor([[0.0, 0.1, -0.1, 0.2], [0.0, 0.0, 0.0, 50.0]], dtype=torch.float64)
+    powers = weight_powers(log_w, 0.5)
+    assert powers[0] == 1.0
+    assert 0.0 < powers[1] < 0.1
+    weights = torch.softmax(powers * log_w, 1)
+    kish = 1.0 / weights.square().sum(1) / 4
+    assert kish[1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_power_does_not_depend_on_the_scale_of_the_weights() -> None:
+    log_w = 3.0 * torch.randn(20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(weight_powers(log_w, 0.4), weight_powers(log_w + 700.0, 0.4))
+
+
+def test_gradient_of_the_weighted_likelihood_is_that_of_the_density_at_the_draws() -> None:
+    """Against autograd of log_prob at detached draws, with w~ - 1 / group by hand."""
+    flow = LadderFlow(1, (), SYSTEM.coordinates, FlowSettings(couplings=2, width=12, coupling_width=8, bins=4))
+    frames = SYSTEM.frames(500, 1.0, np.random.default_rng(1))
+    flow.fit_scales(torch.as_tensor(frames.b), torch.as_tensor(frames.y))
+    s = propose(6, torch.Generator().manual_seed(2)).repeat_interleave(4, 0)
+    draws = own_draws(flow, SYSTEM, s, torch.Generator().manual_seed(3), 50.0)
+    loss, power = weighted_likelihood(draws, 4, 0.5)
+    found = torch.autograd.grad(loss, list(flow.parameters()))
+    with torch.no_grad():
+        b, y, log_q = flow.draw(s, torch.Generator().manual_seed(3))
+        log_w = (-SYSTEM(s, b, y) - log_q).view(6, 4)
+        powers = weight_powers(log_w, 0.5)
+        weights = torch.softmax(powers * log_w, 1)
+    assert power == pytest.approx(float(powers.mean()))
+    assert float(loss.detach()) == pytest.approx(-float((weights * log_q.view(6, 4)).sum(1).mean()))
+    by_hand = -((weights - 0.25) * flow.log_prob(b, y, s).view(6, 4)).sum(1).mean()
+    for one, other in zip(found, torch.autograd.grad(by_hand, list(flow.parameters())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+def test_gradient_of_the_weighted_likelihood_vanishes_where_q_is_exact() -> None:
+    flow = LadderFlow(1, (), SYSTEM.coordinates, SHAPE)
+    exact = copy.deepcopy(flow)
+    s = propose(16, torch.Generator().manual_seed(4)).repeat_interleave(4, 0)
+    draws = own_draws(flow, lambda s, b, y: -exact.log_prob(b, y, s), s, torch.Generator().manual_seed(5), 50.0)
+    loss, power = weighted_likelihood(draws, 4, 0.5)
+    assert power == 1.0
+    for gradient in torch.autograd.grad(loss, list(flow.parameters())):
+        assert gradient.abs().max() < 1e-10
+
+
+def mass_of_narrow_mode(flow: LadderFlow) -> tuple[float, float]:
+    """Return what part of the draws is in the narrow mode, and ln E[w], zero when no mode is missing."""
+    with torch.no_grad():
+        s = propose(4000, torch.Generator().manual_seed(6))
+        b, y, log_q = flow.draw(s, torch.Generator().manual_seed(7))
+        log_z = torch.logsumexp(-SYSTEM(s, b, y) - log_q, 0) - math.log(len(s))
+    return float((y[:, 0] > 0).double().mean()), float(log_z)
+
+
+COOLING = {"temper_from": HOT, "temper_fraction": 0.7, "own_weighted_fraction": 1.0, "group": 32}
+
+
+def trained(flow: LadderFlow, seed: int, **settings: float) -> LadderFlow:
+    flow = copy.deepcopy(flow)
+    shape = EnergySettings(steps=250, batch=128, learning_rate=5e-3, warm_up=10, **settings)
+    train_energy(flow, SYSTEM, propose, None, shape, seed)
+    return flow
+
+
+def test_reverse_kl_alone_lets_go_of_the_narrow_mode(hot_flow: LadderFlow) -> None:
+    """From 16 % at the start to below 10 %, of a true 50 %: ten of ten seeds when this was written, five tried here."""
+    found = [mass_of_narrow_mode(trained(hot_flow, seed))[0] for seed in range(5)]
+    assert mass_of_narrow_mode(hot_flow)[0] > 0.15
+    assert sum(mass < 0.1 for mass in found) >= 4, found
+
+
+def test_cooling_with_weighted_draws_keeps_every_mode(hot_flow: LadderFlow) -> None:
+    """Nine of ten seeds at least end within 0.05 of the true half, and with ln Z = 0 within 0.03."""
+    found = [mass_of_narrow_mode(trained(hot_flow, seed, **COOLING)) for seed in range(10)]
+    assert sum(abs(mass - 0.5) < 0.05 and abs(log_z) < 0.03 for mass, log_z in found) >= 9, found
