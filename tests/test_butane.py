@@ -24,13 +24,13 @@ from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy,
 from ccg_gmx.free_energy.combine import combine_fits
 from ccg_gmx.free_energy.estimators import relative_variance
 from ccg_gmx.free_energy.joint_fit import JointFitSettings, SurfaceFit, fit_surface
-from ccg_gmx.free_energy.surface import Basin
+from ccg_gmx.free_energy.reference import load_reference
+from ccg_gmx.free_energy.surface import Basin, delta_f, forward_kl, rmsd_kT
 from ccg_gmx.free_energy.weights import draw_ladder
 from ccg_gmx.molecule.langevin import Langevin
 from ccg_gmx.molecule.structure import read_structure
 from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.records import CoarseSplit, WeightedDraws
-from ccg_gmx.units import thermal_energy
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "topologies" / "n_butane"
@@ -39,8 +39,7 @@ TRANS = Basin(name="trans", ranges={"phi": (120, -120)})
 PLUS = Basin(name="gauche+", ranges={"phi": (0, 120)})
 MINUS = Basin(name="gauche-", ranges={"phi": (-120, 0)})
 WELLS = np.radians([180.0, 65.0, -65.0])
-TRUTH = (3.79, 0.07)
-"""f of gauche+ minus f of trans in kJ/mol and its error, from 15 ns of 512 walkers under the static bias."""
+REFERENCE = FOLDER / "reference" / "surface.npz"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Butane:
 def system(gmx: Gmx, tmp_path_factory: pytest.TempPathFactory) -> System:
     tpr = tmp_path_factory.mktemp("butane") / "fine.tpr"
     gmx.grompp(Mdp.read(FOLDER / "fine.mdp"), FOLDER / "conf.gro", FOLDER / "topol.top", tpr)
-    coarse = load_workflow(ROOT / "workflows" / "n_butane.yaml", ("reference=null",)).coarse
+    coarse = load_workflow(ROOT / "workflows" / "n_butane.yaml").coarse
     torsions = {name: list(atoms) for name, atoms in coarse.torsions.items()}
     structure, _ = read_structure(FOLDER / "conf.gro")
     return System.build(parse_tpr_dump(gmx.dump(tpr)), structure, coarse.beads, torsions, 300.0)
@@ -121,10 +120,19 @@ def test_mirror_images_have_the_same_free_energy(butane: Butane) -> None:
     assert np.mean(z**2) < 3, "12 correlated pulls: 1 is expected"
 
 
-def test_difference_of_gauche_and_trans_is_that_of_long_biased_walks(butane: Butane) -> None:
+def test_surface_is_that_of_long_biased_walks(butane: Butane) -> None:
     combined, _ = combine_fits(butane.fits)
-    value, error = combined.delta_f(PLUS, TRANS, 120, NAMES)
-    truth, its_error = TRUTH
-    kT = thermal_energy(300.0)
-    assert abs(value * kT - truth) < 3.3 * np.hypot(error * kT, its_error)
-    assert error * kT < 0.25
+    reference = load_reference(REFERENCE)
+    surface = combined.surface(len(reference.surface.f), NAMES, 300.0)
+    assert rmsd_kT(reference.surface, surface) < 0.1
+    assert forward_kl(reference.surface, surface) < 3e-3 + reference.noise_floor
+
+
+def test_difference_of_gauche_and_trans_is_that_of_long_biased_walks(butane: Butane) -> None:
+    value, error = combine_fits(butane.fits)[0].delta_f(PLUS, TRANS, 120, NAMES)
+    reference = load_reference(REFERENCE)
+    # Two independent halves and two mirror images: four values of the same number.
+    truth = [delta_f(half, well, TRANS) for half in (reference.half_a, reference.half_b) for well in (PLUS, MINUS)]
+    assert abs(value - np.mean(truth)) < 3.3 * np.hypot(error, np.std(truth, ddof=1))
+    assert error < 0.1
+    assert np.std(truth, ddof=1) < 0.05
