@@ -11,8 +11,10 @@ import torch
 from systems import NarrowMode
 
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
+from ccg_gmx.flow.layers import RealLine
 from ccg_gmx.flow.losses import OwnDraws, own_draws, weight_powers, weighted_likelihood
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
+from ccg_gmx.molecule.coordinate import Coordinate
 
 torch.set_num_threads(1)
 
@@ -120,3 +122,20 @@ def test_cooling_with_weighted_draws_keeps_every_mode(hot_flow: LadderFlow) -> N
     """Nine of ten seeds at least end within 0.05 of the true half, and with ln Z = 0 within 0.03."""
     found = [mass_of_narrow_mode(trained(hot_flow, seed, **COOLING)) for seed in range(10)]
     assert sum(abs(mass - 0.5) < 0.05 and abs(log_z) < 0.03 for mass, log_z in found) >= 9, found
+
+
+def test_path_slope_stays_finite_where_float32_puts_a_draw_on_the_edge_of_its_window() -> None:
+    window = Coordinate("torsion 1-2-3-4", "torsion", "window", 0.5, 1.0)
+    line = RealLine([window]).float()
+    w = torch.tensor([[0.0, 3.0, 17.5, 30.0, 60.0]])
+    x, _ = line.push(w)
+    assert float(x[0, -1]) == 1.0  # on the edge
+    slope = line.push_slope(w, x, -w)
+    assert torch.isfinite(slope).all()
+    exact = RealLine([window])
+    precise = w[:, :3].double()
+    wanted = exact.push_slope(precise, exact.push(precise)[0], -precise)
+    torch.testing.assert_close(slope[:, :3].double(), wanted, rtol=1e-5, atol=1e-5)
+    moved = w.clone().requires_grad_()
+    along = (slope * line.push(moved)[0]).sum(0)
+    assert torch.isfinite(torch.autograd.grad((along - along.detach()).sum(), moved)[0]).all()

@@ -20,6 +20,7 @@ from ccg_gmx.flow.splines import circular_spline, linear_tail_spline, wrap
 from ccg_gmx.molecule.coordinate import Coordinate
 
 Mapped = tuple[Tensor, Tensor]
+_LARGEST_LOGIT = 40.0
 Path = tuple[Tensor, Tensor, Tensor, Tensor]
 """Mapped values ``[D, B]``, ln|det| ``[B]``, d ln q / d(values) ``[D, B]``, change of d ln q / d(context) ``[F, B]``,
 the last two at constant parameters."""
@@ -91,9 +92,13 @@ class RealLine(nn.Module):
     def push_slope(self, w: Tensor, x: Tensor, slope: Tensor) -> Tensor:
         """Return d ln q / dx from ``slope``, d ln q / dw of the density before ``push`` mapped w to x, ``[D, B]``."""
         # dx/dw = std x and std width s (1 - s); their logarithms' derivatives by w are std and std (1 - 2 s)
-        log_x, part = x[: self.n_positive], (x[self.n_positive :] - self.low) / self.width
-        by_w = torch.cat([log_x, self.width * part * (1.0 - part)]) * self.std
-        curvature = torch.cat([torch.ones_like(log_x), 1.0 - 2.0 * part]) * self.std
+        log_x, logit = x[: self.n_positive], (w * self.std + self.mean)[self.n_positive :]
+        # s (1 - s) from the logit: from x it is 0 where float32 puts x on the edge. There dx/dw is 0 as well, and any
+        # finite slope will do; so the logit is bounded where float32 would overflow.
+        size = logit.abs().clamp_max(_LARGEST_LOGIT)
+        spread = torch.exp(-size - 2.0 * torch.log1p(torch.exp(-size)))
+        by_w = torch.cat([log_x, self.width * spread]) * self.std
+        curvature = torch.cat([torch.ones_like(log_x), -torch.tanh(0.5 * logit)]) * self.std
         return (slope - curvature) / by_w
 
 

@@ -65,7 +65,7 @@ def own_draws(
 
 def reverse_kl(draws: OwnDraws) -> Tensor:
     """Return the mean of u + ln q with the path gradient: zero, noise included, where q is exact."""
-    return (draws.u + draws.log_q.detach() + draws.along - draws.along.detach()).mean()
+    return (draws.u + draws.log_q.detach() + (draws.along - draws.along.detach())).mean()
 
 
 def weighted_likelihood(draws: OwnDraws, group: int, ess_floor: float) -> tuple[Tensor, float]:
