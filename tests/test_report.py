@@ -480,9 +480,9 @@ def test_full_page_is_valid_self_contained_and_complete(full_text):
     assert_self_contained(full_text, page)
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
-    assert {"verdict", "key-numbers", "free-energy",
-            "where-fine-md-has-been", "where-the-draws-went", "weights", "coarse-model", "restored-structures", "training",
-            "turns-of-the-cycle", "cost", "assumptions-versions-seeds"} <= set(ids)  # fmt: skip
+    assert {"verdict", "key-numbers", "free-energy", "where-fine-md-has-been", "where-the-draws-went", "weights",
+            "coarse-model", "restored-structures", "training", "turns-of-the-cycle", "cost",
+            "assumptions-versions-seeds"} <= set(ids)  # fmt: skip
     for phrase in (
         "These numbers can be trusted, because:",
         "Both bounds meet.",

@@ -27,8 +27,8 @@ def fine_coverage(data: ReportData) -> Section | None:
         return None
     radius, judged = _threshold(data, "seen_radius_degrees"), _threshold(data, "f_cap_kT")
     intro = (
-        "The flow is trained on fine MD and held against it. Where fine MD has never been it extrapolates, and no "
-        "number of this report could tell if it missed a state of the other coordinates there."
+        "The flow is trained on fine MD and held against it. Where fine MD has never been it extrapolates: its "
+        "own draws could not tell if it missed a state of the other coordinates there."
     )
     dots = (
         f"Dots: {words.count(len(evidence_plots.thinned(data.fine_s)))} of {words.count(len(data.fine_s))} fine frames."

@@ -54,13 +54,16 @@ def coverage_map(
         place: degrees, or None.
         cap: top of the colour scale, kT.
     """
-    figure = plots.free_energy_map(surface, cap)
+    figure = plots.free_energy_map(surface, cap, contours=False)  # dots and contours hide each other
     axes = figure.axes[0]
     dots = thinned(s) * DEGREES_PER_RADIAN
-    axes.plot(dots[:, 0], dots[:, 1], ".", ms=1.6, mew=0, color="white", alpha=0.55, rasterized=True)
-    if missing.any() and not missing.all():
+    axes.plot(dots[:, 0], dots[:, 1], ".", ms=2.4, mew=0, color="white", alpha=0.7, rasterized=True)
+    if missing.any():
         edges = plots.wrapped_degrees(len(surface.f))
-        axes.contour(edges, edges, plots.wrapped(missing).T.astype(float), levels=[0.5], colors=UNSEEN, linewidths=1.2)
+        values = plots.wrapped(missing).T.astype(np.float64)
+        axes.contourf(edges, edges, values, levels=[0.5, 1.5], colors=UNSEEN, alpha=0.45)
+        if not missing.all():
+            axes.contour(edges, edges, values, levels=[0.5], colors=UNSEEN, linewidths=1.0)
     if place is not None:
         axes.plot([place[0]], [place[1]], "X", ms=8, mfc=UNSEEN, mec="white", mew=0.8, clip_on=False)
     return figure

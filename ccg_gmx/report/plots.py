@@ -136,13 +136,15 @@ def draw_contours(axes: Axes, closed: FloatArray, levels: FloatArray, colour: st
             axes.contour(*edges, known, levels=inside, colors=colour, linewidths=0.5, alpha=0.75)
 
 
-def free_energy_map(surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0) -> Figure:
-    """Draw a two-torsion surface up to ``cap`` kT with a contour every kT."""
+def free_energy_map(
+    surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0, contours: bool = True
+) -> Figure:
+    """Draw a two-torsion surface up to ``cap`` kT, with a contour every kT unless told otherwise."""
     figure = figure or panel()
     above = np.isfinite(surface.f) & (surface.f > cap)
     scale = Scale(
         r"$F$ / $kT$", style.SEQUENTIAL, Normalize(0.0, cap), "max" if above.any() else "neither",
-        grey_above=True, contours=np.arange(1.0, cap + 0.5),
+        grey_above=True, contours=np.arange(1.0, cap + 0.5) if contours else None,
     )  # fmt: skip
     draw_map(figure, column, surface.f, surface.names, scale, above)
     return figure

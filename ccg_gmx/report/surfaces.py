@@ -133,8 +133,9 @@ def _profile_pictures(data: ReportData, cap: float) -> list[Html]:
     """Return one picture along every torsion; of several marginals over it the first will do."""
     sources: list[tuple[str, str, list[FreeEnergySurface | None]]] = [
         ("this run", style.OURS, [view.surface for view in data.views]),
-               ("reference", style.REFERENCE, [view.reference for view in data.views]),
-               ("coarse MD", style.COARSE, [view.coarse for view in data.views])]  # fmt: skip
+        ("reference", style.REFERENCE, [view.reference for view in data.views]),
+        ("coarse MD", style.COARSE, [view.coarse for view in data.views]),
+    ]
     along = [(label, colour, _profiles_of(surfaces)) for label, colour, surfaces in sources]
     caption = (
         "Bands: two standard errors. The curves are set to agree on average; near the minima each should lie within "
