@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 
+from ccg_gmx.free_energy.coverage import Coverage
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
 from ccg_gmx.records import FreeEnergySurface, WeightedDraws
 from ccg_gmx.report import checks, markup, plots, surfaces, words
@@ -136,7 +137,7 @@ def full_data() -> ReportData:
         },
         draws=(draws_of(log_w), draws_of(rng.normal(size=(20, 8)), seed=1)),
         fine_s=rng.normal(0.0, 0.8, size=(300, 2)),
-        unseen_place={"phi": -170.0, "psi": 150.0},
+        coverage=Coverage(1e-3, {"phi": -170.0, "psi": 150.0}, "C7ax", 0.02, 20.0),
         distributions={
             "bond/bond C5-O6": (rng.normal(0.12, 0.01, 300), rng.normal(0.12, 0.01, 200), weights),
             "angle/C5-N7-CA9": (rng.normal(2.0, 0.1, 300), rng.normal(2.0, 0.1, 200), weights),

@@ -10,6 +10,7 @@ from matplotlib.collections import QuadMesh
 from test_report import MANIFEST, Page, assert_self_contained, draws_of, good_summary
 
 from ccg_gmx.cycle.stages.hidden_modes import HiddenModeReport
+from ccg_gmx.free_energy.coverage import Coverage
 from ccg_gmx.free_energy.hidden_modes import WalkerSeries
 from ccg_gmx.records import FreeEnergySurface
 from ccg_gmx.report import checks, evidence, evidence_plots, plots, sections, style, surfaces, words
@@ -59,7 +60,7 @@ def many_torsions(reference: bool = True) -> ReportData:
         ),
         draws=(draws_of(rng.normal(size=(300, 16)), 4), draws_of(rng.normal(size=(40, 64)), 4, seed=3)),
         fine_s=rng.normal(0.0, 0.9, (500, 4)),
-        unseen_place={"phi1": -100.0, "phi2": 60.0},
+        coverage=Coverage(1e-3, {"phi1": -100.0, "phi2": 60.0}, None, 0.0, 20.0),
         hidden=hidden_check(),
         coarse_maps={pair: pair_surface(pair).f for pair in (("phi1", "psi1"), ("phi2", "psi2"))},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ccg_gmx.cycle.stages.hidden_modes import HiddenModeReport
+from ccg_gmx.free_energy.coverage import Coverage
 from ccg_gmx.free_energy.hidden_modes import WalkerSeries
 from ccg_gmx.records import FloatArray, FreeEnergySurface, WeightedDraws
 
@@ -49,7 +50,7 @@ class ReportData:
         losses: name -> ``[steps]`` loss curve.
         draws: the final draws, points of different K in different records.
         fine_s: ``[T, n_s]`` radians, coarse torsions of all fine frames, or None.
-        unseen_place: torsion -> degrees, most probable place that fine MD has never seen; empty where it saw all.
+        coverage: what of the surface fine MD has never seen, or None.
         hidden: the test for hidden slow motions, or None where the run has none.
         distributions: "class/name" -> (fine values ``[T]``, restored values ``[R]``, their normalised weights
             ``[R]``); class is bond, angle or torsion; nm or radians.
@@ -63,7 +64,7 @@ class ReportData:
     losses: dict[str, FloatArray] = field(default_factory=dict)
     draws: tuple[WeightedDraws, ...] = ()
     fine_s: FloatArray | None = None
-    unseen_place: dict[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
     hidden: HiddenCheck | None = None
     distributions: dict[str, tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
     turns: list[dict[str, float]] = field(default_factory=list)

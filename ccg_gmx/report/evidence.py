@@ -34,7 +34,7 @@ def fine_coverage(data: ReportData) -> Section | None:
         f"Dots: {words.count(len(evidence_plots.thinned(data.fine_s)))} of {words.count(len(data.fine_s))} fine frames."
     )
     legend = (
-        f"{dots} Red: below {judged:g} kT and further than {radius:g}° from every one of them (cross: the most "
+        f"{dots} Hatched red: below {judged:g} kT and further than {radius:g}° from every one of them (cross: the most "
         "probable such place)."
     )
     cap = common_cap(data)
@@ -62,8 +62,8 @@ def _coverage_picture(
             f"Grey: histogram of {words.count(len(s))} fine frames. Red: further than {radius:g}° from all of them."
         )
     else:
-        known = all(name in data.unseen_place for name in names)
-        place = tuple(data.unseen_place[name] for name in names) if known else None
+        unseen_at = data.coverage.place if data.coverage else {}
+        place = tuple(unseen_at[name] for name in names) if set(names) <= set(unseen_at) else None
         figure = evidence_plots.coverage_map(view.surface, s, missing, place, cap)
     return picture(figure, f"fine frames over {', '.join(names)}", title, caption)
 
@@ -75,14 +75,15 @@ def _columns(data: ReportData, s: FloatArray | None, names: tuple[str, ...]) -> 
 
 
 def _coverage_numbers(data: ReportData) -> list[Html]:
-    """Return the numbers on fine MD that the key numbers do not hold: the place, and the frames of every basin."""
+    """Return what fine MD has not seen, its held-out frames in every basin, and how its runs agree."""
     items = []
-    unseen = words.lookup(data.summary, "free_energy.unseen_probability")
-    if unseen is not None:
-        items.append(("probability that fine MD has never seen", words.percent(unseen)))
-    if data.unseen_place:
-        place = ", ".join(f"{name} {degrees:.0f}°".replace("-", "−") for name, degrees in data.unseen_place.items())
-        items.append(("most probable place it has never seen", place))
+    if seen := data.coverage:
+        items.append(("probability that fine MD has never seen", words.percent(seen.unseen_probability)))
+        if seen.place:
+            place = ", ".join(f"{name} {degrees:.0f}°".replace("-", "−") for name, degrees in seen.place.items())
+            items.append(("most probable place it has never seen", place))
+        if seen.basin is not None:
+            items.append((f"unseen part of {seen.basin}, the largest", words.percent(seen.unseen_basin_fraction)))
     block = data.summary.get("free_energy")
     frames = block.get("held_out_frames") if isinstance(block, Mapping) else None
     if isinstance(frames, Mapping):
@@ -144,7 +145,7 @@ def _draw_pictures(data: ReportData, s: FloatArray, K: FloatArray) -> list[Html]
     if len(names) == 2:
         return [
             picture(evidence_plots.draws_map(s, K, names), "map of the number of draws", "Draws per cell.",
-                    "Cells of 10°. Hatched: none."),
+                    "Cells of 10°. Blank: none."),
             picture(evidence_plots.draws_per_point_map(s, K, names), "map of the draws per point", "Draws per point.",
                     "Mean over the points of a cell: large where earlier draws had uneven weights."),
         ]  # fmt: skip

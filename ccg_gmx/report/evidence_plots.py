@@ -61,7 +61,9 @@ def coverage_map(
     if missing.any():
         edges = plots.wrapped_degrees(len(surface.f))
         values = plots.wrapped(missing).T.astype(np.float64)
-        axes.contourf(edges, edges, values, levels=[0.5, 1.5], colors=UNSEEN, alpha=0.45)
+        hatched = axes.contourf(edges, edges, values, levels=[0.5, 1.5], colors="none", hatches=["/////"])
+        hatched.set_edgecolor(UNSEEN)
+        hatched.set_linewidth(0.0)
         if not missing.all():
             axes.contour(edges, edges, values, levels=[0.5], colors=UNSEEN, linewidths=1.0)
     if place is not None:

@@ -39,7 +39,7 @@ def gather(results: Results, summary: dict[str, object]) -> ReportData:
         losses=_losses(results),
         draws=tuple(draws),
         fine_s=fine_s,
-        unseen_place=coverage(whole, fine_s, radius).place,
+        coverage=coverage(whole, fine_s, radius, workflow.basins),
         hidden=check,
         distributions=restored_distributions(results),
         turns=[turn.row() for turn in results.turns],
