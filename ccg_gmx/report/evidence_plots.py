@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -61,9 +62,8 @@ def coverage_map(
     if missing.any():
         edges = plots.wrapped_degrees(len(surface.f))
         values = plots.wrapped(missing).T.astype(np.float64)
-        hatched = axes.contourf(edges, edges, values, levels=[0.5, 1.5], colors="none", hatches=["/////"])
-        hatched.set_edgecolor(UNSEEN)
-        hatched.set_linewidth(0.0)
+        with rc_context({"hatch.color": UNSEEN}):
+            axes.contourf(edges, edges, values, levels=[0.5, 1.5], colors="none", hatches=["/////"])
         if not missing.all():
             axes.contour(edges, edges, values, levels=[0.5], colors=UNSEEN, linewidths=1.0)
     if place is not None:
@@ -86,7 +86,7 @@ def coverage_profile(surface: FreeEnergySurface, s: FloatArray, missing: NDArray
     counts, edges = np.histogram(s[:, 0] * DEGREES_PER_RADIAN, np.linspace(-180.0, 180.0, 73))
     axes.stairs(0.3 * top * counts / max(counts.max(), 1), edges, fill=True, color="#c9ced5", zorder=0)
     width = 360.0 / len(surface.f)
-    for centre in plots.wrapped_degrees(len(surface.f))[:-1][missing]:
+    for centre in plots.wrapped_degrees(len(surface.f))[plots.wrapped(missing)]:
         axes.axvspan(centre - width / 2, centre + width / 2, color=UNSEEN, alpha=0.25, lw=0)
     return figure
 
