@@ -13,7 +13,7 @@ T frames, N atoms, M coarse points, K draws per coarse point.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,35 +121,3 @@ class CoarseRun:
     positions: FloatArray
     ns_per_day: float
     walker: IntArray
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything the HTML report shows.
-
-    Attributes:
-        summary: content of summary.json.
-        surface: final free energy surface with errors.
-        reference: surface to compare with, or None.
-        coarse_surface: surface of the coarse MD histogram, or None.
-        raw_surface: per-point EXP estimate before the joint fit, or None.
-        losses: name -> ``[steps]`` loss curve.
-        log_w: ``[M, K]`` log-weights of the final draws.
-        distributions: "class/name" -> (fine values ``[T]``, restored values ``[R]``, their normalised weights
-            ``[R]``); class is bond, angle or torsion; nm or radians.
-        turns: one dict per cycle turn (index, move_kT, kish_fraction_median, forward_kl, ...).
-        coarse_terms: name -> (grid ``[G]``, potential in kJ/mol ``[G]``) of the coarse model's bonded tables.
-        coarse_map: ``[n, n]`` kJ/mol torsion-pair grid of the coarse model, or None.
-    """
-
-    summary: dict[str, object]
-    surface: FreeEnergySurface
-    reference: FreeEnergySurface | None = None
-    coarse_surface: FreeEnergySurface | None = None
-    raw_surface: FreeEnergySurface | None = None
-    losses: dict[str, FloatArray] = field(default_factory=dict)
-    log_w: FloatArray | None = None
-    distributions: dict[str, tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
-    turns: list[dict[str, float]] = field(default_factory=list)
-    coarse_terms: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
-    coarse_map: FloatArray | None = None

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 
+from ccg_gmx.free_energy.coverage import Coverage
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
-from ccg_gmx.records import FreeEnergySurface, ReportData
-from ccg_gmx.report import checks, markup, plots, sections, words
+from ccg_gmx.records import FreeEnergySurface, WeightedDraws
+from ccg_gmx.report import checks, markup, plots, surfaces, words
+from ccg_gmx.report.data import ReportData, SurfaceView
 from ccg_gmx.report.html import build_report, render
 from ccg_gmx.report.profiles import aligned, aligned_difference, compare, profiles, weight_statistics
 
@@ -78,6 +80,10 @@ def good_summary() -> dict[str, object]:
             "forward_ess_fraction": 0.41,
             "pareto_k_bad_fraction": 0.0,
             "sandwich_gap_kT": 0.8,
+            "unseen_probability": 1e-3,
+            "unseen_basin_fraction": 0.02,
+            "run_disagreement_kT": 0.1,
+            "run_ess_fraction": 0.2,
         },
         "reference": {
             "forward_kl": 3e-3,
@@ -100,6 +106,11 @@ def good_summary() -> dict[str, object]:
     }
 
 
+def draws_of(log_w: np.ndarray, dims: int = 2, seed: int = 0) -> WeightedDraws:
+    s = np.random.default_rng(seed).uniform(-np.pi, np.pi, (len(log_w), dims))
+    return WeightedDraws(s, log_w, np.zeros(len(log_w)), log_w.size)
+
+
 def full_data() -> ReportData:
     rng = np.random.default_rng(5)
     surface, n = torsion_surface(), 24
@@ -110,17 +121,23 @@ def full_data() -> ReportData:
     log_w[3, 4] = -np.inf
     return ReportData(
         summary=good_summary(),
-        surface=surface,
-        reference=torsion_surface(seed=1),
-        coarse_surface=FreeEnergySurface(sampled, np.full((n, n), np.nan), ("phi", "psi"), 300.0),
-        raw_surface=torsion_surface(seed=2),
+        views=(
+            SurfaceView(
+                surface,
+                reference=torsion_surface(seed=1),
+                coarse=FreeEnergySurface(sampled, np.full((n, n), np.nan), ("phi", "psi"), 300.0),
+                raw=torsion_surface(seed=2),
+            ),
+        ),
         losses={
             "likelihood train": rng.normal(size=300) - 170,
             "likelihood held_out": np.array([-169.0, -170.0]),
             "energy turn 0 reverse": rng.normal(size=200),
             "energy turn 0 clash": rng.random(200),
         },
-        log_w=log_w,
+        draws=(draws_of(log_w), draws_of(rng.normal(size=(20, 8)), seed=1)),
+        fine_s=rng.normal(0.0, 0.8, size=(300, 2)),
+        coverage=Coverage(1e-3, {"phi": -170.0, "psi": 150.0}, "C7ax", 0.02, 20.0),
         distributions={
             "bond/bond C5-O6": (rng.normal(0.12, 0.01, 300), rng.normal(0.12, 0.01, 200), weights),
             "angle/C5-N7-CA9": (rng.normal(2.0, 0.1, 300), rng.normal(2.0, 0.1, 200), weights),
@@ -131,7 +148,7 @@ def full_data() -> ReportData:
             "bond C5-N7": (grid, 1e5 * (grid - 0.134) ** 2),
             "angle C5-N7-CA9": (np.linspace(1.5, 2.5, 50), 300 * (np.linspace(1.5, 2.5, 50) - 2.1) ** 2),
         },
-        coarse_map=2.5 * surface.f,
+        coarse_maps={("phi", "psi"): 2.5 * surface.f},
     )
 
 
@@ -221,6 +238,10 @@ def _passed(summary):
         ("free_energy", "forward_ess_fraction", 0.02, "Forward effective sample size"),
         ("free_energy", "pareto_k_bad_fraction", 0.2, "Points with heavy-tailed weights"),
         ("free_energy", "sandwich_gap_kT", 2.5, "Sandwich gap"),
+        ("free_energy", "unseen_probability", 0.02, "Probability that fine MD has never seen"),
+        ("free_energy", "unseen_basin_fraction", 0.3, "Unseen part of a basin"),
+        ("free_energy", "run_disagreement_kT", 1.2, "Fine runs disagree by"),
+        ("free_energy", "run_ess_fraction", 1e-3, "Forward effective sample size, worst run"),
         ("reference", "forward_kl", 8e-4 + 1.01e-2, "Forward KL to the reference"),
         ("reference", "delta_f_kJ_mol", 5.73, "Basin difference, ours − reference"),
         ("coarse_md", "forward_kl", 0.051, "Coarse MD: forward KL"),
@@ -330,16 +351,16 @@ def test_aligned_profile_forgets_a_lucky_bin():
 
 
 def test_weight_statistics_of_known_weights():
-    log_w = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, -np.inf, -np.inf, -np.inf]])
-    statistics = weight_statistics(log_w)
-    np.testing.assert_allclose(statistics.kish_fraction, [1.0, 0.25])
-    np.testing.assert_allclose(statistics.f, [0.0, np.log(4.0)])
-    np.testing.assert_allclose(statistics.relative[0], 0.0, atol=1e-15)
-    assert statistics.zero_fraction == pytest.approx(3 / 8)
+    even, uneven = np.zeros((1, 4)), np.array([[0.0, -np.inf]])
+    statistics = weight_statistics([uneven, even])
+    np.testing.assert_allclose(statistics.kish_fraction, [0.5, 1.0])
+    np.testing.assert_allclose(statistics.f, [np.log(2.0), 0.0])
+    np.testing.assert_allclose(statistics.relative, [np.log(2.0), -np.inf, 0.0, 0.0, 0.0, 0.0], atol=1e-15)
+    assert statistics.zero_fraction == pytest.approx(1 / 6)
 
 
 def test_weight_statistics_keep_dead_points():
-    statistics = weight_statistics(np.array([[-np.inf, -np.inf], [0.0, 0.0]]))
+    statistics = weight_statistics([np.array([[-np.inf, -np.inf], [0.0, 0.0]])])
     assert statistics.kish_fraction.tolist() == [0.0, 1.0]
     assert statistics.f.tolist() == [np.inf, 0.0]
 
@@ -460,8 +481,9 @@ def test_full_page_is_valid_self_contained_and_complete(full_text):
     assert_self_contained(full_text, page)
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
-    assert {"verdict", "key-numbers", "free-energy", "weights", "coarse-model", "restored-structures", "training",
-            "turns-of-the-cycle", "cost", "assumptions-versions-seeds"} <= set(ids)  # fmt: skip
+    assert {"verdict", "key-numbers", "free-energy", "where-fine-md-has-been", "where-the-draws-went", "weights",
+            "coarse-model", "restored-structures", "training", "turns-of-the-cycle", "cost",
+            "assumptions-versions-seeds"} <= set(ids)  # fmt: skip
     for phrase in (
         "These numbers can be trusted, because:",
         "Both bounds meet.",
@@ -476,8 +498,8 @@ def test_full_page_is_valid_self_contained_and_complete(full_text):
 
 def test_every_picture_is_a_drawing(full_text):
     sources = Page(full_text).attributes("src")
-    # 3 + 3 + 2 surfaces and profiles, 2 weights, 3 coarse + map + 2 terms, 3 groups of losses
-    assert len(sources) == 8 + 2 + 6 + 3
+    # 3 + 2 + 2 surfaces and profiles, fine frames, 2 + 1 draws and error, 2 weights, 3 coarse + map + 2 terms, 3 losses
+    assert len(sources) == 7 + 1 + 3 + 2 + 6 + 3
     for source in sources:
         kind, _, content = source.partition(";base64,")
         assert kind == "data:image/svg+xml"
@@ -485,12 +507,12 @@ def test_every_picture_is_a_drawing(full_text):
 
 
 def test_same_data_give_the_same_page():
-    data = ReportData(good_summary(), torsion_surface(8))
+    data = ReportData(good_summary(), (SurfaceView(torsion_surface(8)),))
     assert render(data, MANIFEST) == render(data, MANIFEST)
 
 
 def test_minimal_page_leaves_sections_out():
-    text = render(ReportData({"system": "tiny"}, torsion_surface(8)), {})
+    text = render(ReportData({"system": "tiny"}, (SurfaceView(torsion_surface(8)),)), {})
     page = Page(text)
     assert_self_contained(text, page)
     assert "Not yet, because:" in page.text
@@ -501,9 +523,9 @@ def test_minimal_page_leaves_sections_out():
 def test_one_torsion_page():
     flat = torsion_surface(24)
     line = FreeEnergySurface(flat.f[0] - flat.f[0].min(), flat.error[0], ("chi1",), 310.0)
-    data = ReportData(good_summary(), line, reference=line, coarse_surface=line, raw_surface=line)
+    data = ReportData(good_summary(), (SurfaceView(line, reference=line, coarse=line, raw=line),))
     page = Page(render(data, {}))
-    assert len(page.attributes("src")) == 1
+    assert len(page.attributes("src")) == 2  # the profile and its error
     assert "Along chi1." in page.text
 
 
@@ -514,11 +536,16 @@ def test_numbers_beyond_reason_do_not_stop_the_page():
     one_bin[3, 3] = 0.0
     data = ReportData(
         {"system": "odd", "free_energy": {"kish_fraction_median": math.nan}, "wall_s": {"a": math.nan}, "verdict": "?"},
-        FreeEnergySurface(one_bin, np.full((n, n), np.nan), ("phi", "psi"), 300.0),
-        reference=nowhere,
-        coarse_surface=torsion_surface(8),
+        (
+            SurfaceView(
+                FreeEnergySurface(one_bin, np.full((n, n), np.nan), ("phi", "psi"), 300.0),
+                reference=nowhere,
+                coarse=torsion_surface(8),
+            ),
+        ),
         losses={"energy reverse": np.array([np.inf, np.nan, 1.0]), "empty": np.array([])},
-        log_w=np.full((3, 4), -np.inf),
+        draws=(draws_of(np.full((3, 4), -np.inf)),),
+        fine_s=np.zeros((1, 2)),
         distributions={"bond/a": (np.empty(0), np.empty(0), np.empty(0))},
     )
     page = Page(render(data, {}))
@@ -527,13 +554,12 @@ def test_numbers_beyond_reason_do_not_stop_the_page():
 
 
 def test_text_is_escaped():
-    data = full_data()
     summary = {
-        **data.summary,
+        **good_summary(),
         "system": "<script>alert(1)</script>",
         "verdict": {"trusted": True, "reasons": ['a "<b>" & c']},
     }
-    text = render(ReportData(summary, data.surface), {"note": "</dd><script>"})
+    text = render(ReportData(summary, (SurfaceView(torsion_surface(8)),)), {"note": "</dd><script>"})
     assert "<script" not in text
     assert "&lt;b&gt;" in text
     Page(text)
@@ -542,7 +568,7 @@ def test_text_is_escaped():
 def test_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
-    data = ReportData({"system": "tiny"}, torsion_surface(8))
+    data = ReportData({"system": "tiny"}, (SurfaceView(torsion_surface(8)),))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
@@ -568,4 +594,4 @@ def test_markup_escapes_strings_but_not_markup():
      ("torsions/phi", "torsion", "phi"), ("bond", "bond", "bond")],
 )  # fmt: skip
 def test_kinds_are_read_from_names(name, kind, bare):
-    assert (sections.kind_of(name), sections.bare_name(name)) == (kind, bare)
+    assert (surfaces.kind_of(name), surfaces.bare_name(name)) == (kind, bare)

@@ -117,6 +117,13 @@ def _forward_ess_limit(summary: Summary) -> float | None:
     return floor if median is None else max(floor, share * median)
 
 
+def _fewest_frames(summary: Summary) -> float | None:
+    block = summary.get("free_energy")
+    frames = block.get("held_out_frames") if isinstance(block, Mapping) else None
+    numbers = [float(n) for n in frames.values() if isinstance(n, int | float)] if isinstance(frames, Mapping) else []
+    return min(numbers, default=None)
+
+
 def _rules(summary: Summary) -> tuple[_Rule, ...]:
     """Return every rule, in the order of the table; sentences may look at the whole summary."""
     nats, kT, nm, kJ = _with_unit("nats"), _with_unit("kT"), _with_unit("nm"), _with_unit("kJ/mol")
@@ -147,6 +154,51 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
             at_least=True,
         ),
         _Rule(
+            "Probability that fine MD has never seen",
+            _at("free_energy.unseen_probability"),
+            percent,
+            lambda value: "There the flow extrapolates, and nothing could contradict it.",
+            _threshold("unseen_probability"),
+        ),
+        _Rule(
+            "Unseen part of a basin",
+            _at("free_energy.unseen_basin_fraction"),
+            percent,
+            lambda value: "The named basin of which fine MD has seen least, however rare it is.",
+            _threshold("unseen_basin_fraction"),
+        ),
+        _Rule(
+            "Held-out fine frames in a basin",
+            _fewest_frames,
+            count,
+            lambda value: "In the named basin with the fewest: too few could not contradict the flow.",
+            _threshold("basin_frames"),
+            at_least=True,
+        ),
+        _Rule(
+            "Forward effective sample size, worst run",
+            _at("free_energy.run_ess_fraction"),
+            percent,
+            lambda value: "Held-out frames of one fine run alone: small where the run is in a state the flow misses.",
+            _threshold("run_ess_fraction"),
+            at_least=True,
+        ),
+        _Rule(
+            "Fine runs disagree by",
+            _at("free_energy.run_disagreement_kT"),
+            kT,
+            lambda value: "What is certain of the largest distance of one fine run's mean log-weight from the others'.",
+            _threshold("run_disagreement_kT"),
+        ),
+        _Rule(
+            "Effective sample size, hot walkers",
+            _at("hidden_modes.hot_forward_ess_fraction"),
+            percent,
+            lambda value: "The flow as the walkers of the test for hidden slow motions see it.",
+            _threshold("hot_forward_ess_fraction"),
+            at_least=True,
+        ),
+        _Rule(
             "Points with heavy-tailed weights",
             _at("free_energy.pareto_k_bad_fraction"),
             percent,
@@ -174,6 +226,18 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
             lambda value: (
                 "Largest RMSD between the surface of one independently trained flow and that of all together."
             ),
+        ),
+        _Rule(
+            "Final draws moved the surface by",
+            _at("free_energy.moved_kT"),
+            kT,
+            lambda value: "RMSD between what the final draws say on their own and the surface before them.",
+        ),
+        _Rule(
+            "Largest standard error",
+            _at("free_energy.largest_error_kT"),
+            kT,
+            lambda value: "At the worst place of the surface below the cap of the diagnostics.",
         ),
         _Rule(
             "Forward KL to the reference",

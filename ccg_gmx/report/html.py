@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ccg_gmx.records import ReportData
-from ccg_gmx.report import sections
+from ccg_gmx.report import evidence, sections, surfaces
+from ccg_gmx.report.data import ReportData
 from ccg_gmx.report.markup import Html, join, slug, tag
-from ccg_gmx.report.sections import Section
+from ccg_gmx.report.parts import Section
 from ccg_gmx.report.style import plot_style
 from ccg_gmx.report.stylesheet import CSS
 
@@ -39,7 +39,7 @@ def render(data: ReportData, manifest: Mapping[str, object]) -> str:
     with plot_style():
         found = _sections(data, manifest)
     system = str(data.summary.get("system", "run"))
-    subtitle = f"Cycle coarse graining with GROMACS, {data.surface.temperature_K:g} K"
+    subtitle = f"Cycle coarse graining with GROMACS, {data.views[0].surface.temperature_K:g} K"
     content = tag(
         "div",
         tag("header", tag("h1", system), tag("p", subtitle), _contents(found)),
@@ -60,9 +60,12 @@ def render(data: ReportData, manifest: Mapping[str, object]) -> str:
 def _sections(data: ReportData, manifest: Mapping[str, object]) -> list[Section]:
     found = [
         sections.key_numbers(data),
-        sections.free_energy(data),
+        surfaces.free_energy(data),
+        evidence.fine_coverage(data),
+        evidence.hidden_modes(data),
+        evidence.draws(data),
         sections.weights(data),
-        sections.coarse_model(data),
+        surfaces.coarse_model(data),
         sections.restored(data),
         sections.training(data),
         sections.turns(data),

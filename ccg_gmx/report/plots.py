@@ -7,6 +7,7 @@ again at +180 degrees, so the cells cover the whole square and contours close ac
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -37,8 +38,14 @@ _GREEK = {
 }
 
 
+_NUMBERED = re.compile(r"([a-z]+)_?(\d+)", re.IGNORECASE)
+
+
 def axis_label(name: str) -> str:
-    """Return the label of a torsion axis, ``phi`` as a Greek letter with its unit."""
+    """Return the label of a torsion axis, ``phi`` and ``phi1`` as a Greek letter with its unit."""
+    found = _NUMBERED.fullmatch(name)
+    if found and found[1].lower() in _GREEK:
+        return f"$\\{found[1].lower()}_{{{found[2]}}}$ / degrees"
     return f"{_GREEK.get(name.lower(), name.replace('$', ''))} / degrees"
 
 
@@ -51,15 +58,18 @@ def shared_cap(*surfaces: FreeEnergySurface | None) -> float:
 Scalar = TypeVar("Scalar", np.float64, np.bool_)
 
 
-def _closed(values: NDArray[Scalar]) -> NDArray[Scalar]:
+def wrapped(values: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Return a periodic grid with its first point again at the end of every axis."""
     return np.pad(values, (0, 1), mode="wrap")
 
 
-def _closed_degrees(n: int) -> FloatArray:
+def wrapped_degrees(n: int) -> FloatArray:
+    """Return the ``[n + 1]`` points of a torsion axis, both ends included."""
     return -180.0 + 360.0 / n * np.arange(n + 1, dtype=np.float64)
 
 
-def _torsion_axis(axes: Axes, name: str, *, vertical: bool = False) -> None:
+def torsion_axis(axes: Axes, name: str, *, vertical: bool = False) -> None:
+    """Give an axis the ticks, limits and label of a torsion."""
     setter = axes.yaxis if vertical else axes.xaxis
     setter.set_ticks(TICKS)
     (axes.set_ylim if vertical else axes.set_xlim)(-180, 180)
@@ -67,7 +77,7 @@ def _torsion_axis(axes: Axes, name: str, *, vertical: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """How the values of a map become colours."""
 
     label: str
@@ -78,12 +88,13 @@ class _Scale:
     contours: FloatArray | None = None
 
 
-def _panel(columns: int = 1) -> Figure:
+def panel(columns: int = 1) -> Figure:
+    """Return a figure for maps side by side."""
     return style.new_figure(PANEL_WIDTH * columns, PANEL_HEIGHT)
 
 
-def _draw_map(
-    figure: Figure, column: int, values: FloatArray, names: tuple[str, ...], scale: _Scale, grey: NDArray[np.bool_]
+def draw_map(
+    figure: Figure, column: int, values: FloatArray, names: tuple[str, ...], scale: Scale, grey: NDArray[np.bool_]
 ) -> Axes:
     """Draw one ``[n, n]`` torsion map; the first axis of ``values`` runs to the right, the second upwards.
 
@@ -92,19 +103,19 @@ def _draw_map(
     left = PANEL_WIDTH * column
     axes = style.axes_at(figure, left + 0.62, 0.5, 2.8, 2.8)
     axes.fill([0, 1, 1, 0], [0, 0, 1, 1], transform=axes.transAxes, fill=False, hatch="////", ec=style.HATCH, lw=0)
-    closed = np.ma.masked_array(_closed(values).T, mask=_closed(grey | ~np.isfinite(values)).T)
-    edges = [_closed_degrees(n) for n in values.shape]
+    closed = np.ma.masked_array(wrapped(values).T, mask=wrapped(grey | ~np.isfinite(values)).T)
+    edges = [wrapped_degrees(n) for n in values.shape]
     plain = ListedColormap([style.ABOVE_CAP])
-    hidden = np.ma.masked_where(~_closed(grey).T, np.zeros(closed.shape))
+    hidden = np.ma.masked_where(~wrapped(grey).T, np.zeros(closed.shape))
     axes.pcolormesh(*edges, hidden, cmap=plain, shading="nearest", rasterized=True)
     colours = colormaps[scale.cmap]
     if scale.grey_above:
         colours = colours.with_extremes(over=style.ABOVE_CAP)
     mesh = axes.pcolormesh(*edges, closed, cmap=colours, norm=scale.norm, shading="nearest", rasterized=True)
     if scale.contours is not None:
-        _contours(axes, _closed(values).T, scale.contours, "white")
-    _torsion_axis(axes, names[0])
-    _torsion_axis(axes, names[1], vertical=True)
+        draw_contours(axes, wrapped(values).T, scale.contours, "white")
+    torsion_axis(axes, names[0])
+    torsion_axis(axes, names[1], vertical=True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
     bar = figure.colorbar(mesh, cax=style.axes_at(figure, left + 3.52, 0.5, 0.11, 2.8), extend=scale.extend)
@@ -115,24 +126,27 @@ def _draw_map(
     return axes
 
 
-def _contours(axes: Axes, closed: FloatArray, levels: FloatArray, colour: str) -> None:
+def draw_contours(axes: Axes, closed: FloatArray, levels: FloatArray, colour: str) -> None:
+    """Draw contours of ``wrapped`` and transposed values where they are known."""
     known = np.ma.masked_invalid(closed)
     if known.count() and min(closed.shape) > 2:
         inside = levels[(levels > known.min()) & (levels < known.max())]
         if inside.size:
-            edges = [_closed_degrees(n - 1) for n in closed.T.shape]
+            edges = [wrapped_degrees(n - 1) for n in closed.T.shape]
             axes.contour(*edges, known, levels=inside, colors=colour, linewidths=0.5, alpha=0.75)
 
 
-def free_energy_map(surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0) -> Figure:
-    """Draw a two-torsion surface up to ``cap`` kT with a contour every kT."""
-    figure = figure or _panel()
+def free_energy_map(
+    surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0, contours: bool = True
+) -> Figure:
+    """Draw a two-torsion surface up to ``cap`` kT, with a contour every kT unless told otherwise."""
+    figure = figure or panel()
     above = np.isfinite(surface.f) & (surface.f > cap)
-    scale = _Scale(
+    scale = Scale(
         r"$F$ / $kT$", style.SEQUENTIAL, Normalize(0.0, cap), "max" if above.any() else "neither",
-        grey_above=True, contours=np.arange(1.0, cap + 0.5),
+        grey_above=True, contours=np.arange(1.0, cap + 0.5) if contours else None,
     )  # fmt: skip
-    _draw_map(figure, column, surface.f, surface.names, scale, above)
+    draw_map(figure, column, surface.f, surface.names, scale, above)
     return figure
 
 
@@ -140,41 +154,41 @@ def difference_map(
     surface: FreeEnergySurface, other: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0
 ) -> Figure:
     """Draw surface minus other in kT where both are below ``cap``, with contours of the other at 2, 4 and 8 kT."""
-    figure = figure or _panel()
+    figure = figure or panel()
     difference = aligned_difference(surface.f, other.f)
     above = np.isfinite(difference) & ((surface.f > cap) | (other.f > cap))
     size = np.abs(difference[np.isfinite(difference) & ~above])
     limit = max(float(np.quantile(size, 0.98)) if size.size else 0.0, 0.05)
-    scale = _Scale(r"$\Delta F$ / $kT$", style.DIVERGING, Normalize(-limit, limit), "both")
-    axes = _draw_map(figure, column, difference, surface.names, scale, above)
-    _contours(axes, _closed(other.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
+    scale = Scale(r"$\Delta F$ / $kT$", style.DIVERGING, Normalize(-limit, limit), "both")
+    axes = draw_map(figure, column, difference, surface.names, scale, above)
+    draw_contours(axes, wrapped(other.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
     return figure
 
 
 def error_map(surface: FreeEnergySurface, cap: float, figure: Figure | None = None, column: int = 0) -> Figure:
     """Draw the standard error of a surface in kT where the surface is below ``cap``."""
-    figure = figure or _panel()
+    figure = figure or panel()
     above = np.isfinite(surface.f) & (surface.f > cap)
     known = surface.error[np.isfinite(surface.error) & ~above]
     top = max(float(np.quantile(known, 0.98)) if known.size else 0.0, 1e-3)
     extend = "max" if known.size and float(known.max()) > top else "neither"
-    scale = _Scale(r"standard error / $kT$", style.ERRORS, Normalize(0.0, top), extend)
-    axes = _draw_map(figure, column, surface.error, surface.names, scale, above)
-    _contours(axes, _closed(surface.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
+    scale = Scale(r"standard error / $kT$", style.ERRORS, Normalize(0.0, top), extend)
+    axes = draw_map(figure, column, surface.error, surface.names, scale, above)
+    draw_contours(axes, wrapped(surface.f).T, np.array([2.0, 4.0, 8.0]), "#444444")
     return figure
 
 
 def coarse_potential_map(values: FloatArray, names: tuple[str, ...], cap: float) -> Figure:
     """Draw the coarse model's torsion-pair grid, kJ/mol above its minimum, with a contour every 2 kJ/mol."""
-    figure = _panel()
+    figure = panel()
     raised = values - np.min(values, where=np.isfinite(values), initial=np.inf)
     top = float(min(cap, np.ceil(np.max(raised, where=np.isfinite(raised), initial=1.0))))
     above = np.isfinite(raised) & (raised > top)
-    scale = _Scale(
+    scale = Scale(
         "potential / (kJ/mol)", style.SEQUENTIAL, Normalize(0.0, top), "max" if above.any() else "neither",
         grey_above=True, contours=np.arange(2.0, top, 2.0),
     )  # fmt: skip
-    _draw_map(figure, 0, raised, names, scale, above)
+    draw_map(figure, 0, raised, names, scale, above)
     return figure
 
 
@@ -195,7 +209,7 @@ def profile_figure(curves: list[tuple[str, str, Profile]], cap: float) -> Figure
         # Ours is wide and below, the others thin and dashed above it: curves that agree stay visible.
         look = {"lw": 2.6, "alpha": 0.75} if index == 0 else {"lw": 1.2, "linestyle": (0, (4, 2))}
         axes.plot(degrees, f, color=colour, label=label, **look)  # type: ignore[arg-type, unused-ignore]
-    _torsion_axis(axes, curves[0][2].name)
+    torsion_axis(axes, curves[0][2].name)
     axes.set_ylabel(r"$F$ / $kT$")
     tops = [np.max(p.f, where=np.isfinite(p.f), initial=0.0) for _, _, p in curves]
     axes.set_ylim(-0.3, min(cap, max(tops)) * 1.05 + 0.3)
@@ -351,7 +365,7 @@ def _surface_figure(surface: FreeEnergySurface, reference: FreeEnergySurface | N
         return profile_figure(curves, cap)
     if reference is None:
         return free_energy_map(surface, cap)
-    figure = _panel(3)
+    figure = panel(3)
     free_energy_map(surface, cap, figure, 0)
     free_energy_map(reference, cap, figure, 1)
     difference_map(surface, reference, cap, figure, 2)

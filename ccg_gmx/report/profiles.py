@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,10 +117,10 @@ def aligned(profile: Profile, to: Profile) -> Profile:
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """What ``[M, K]`` log-weights say.
+    """What log-weights say, D draws at M points all together.
 
     Attributes:
-        relative: ``[M, K]`` log-weight relative to the logarithm of its point's mean weight (-inf: weight zero).
+        relative: ``[D]`` log-weight relative to the logarithm of its point's mean weight (-inf: weight zero).
         kish_fraction: ``[M]`` (sum w)^2 / (K sum w^2); 0 where all weights of a point are zero.
         f: ``[M]`` kT, -ln of the mean weight, minimum 0; inf where all weights are zero.
         zero_fraction: share of draws with weight zero.
@@ -131,20 +132,23 @@ class WeightStatistics:
     zero_fraction: float
 
 
-def weight_statistics(log_w: FloatArray) -> WeightStatistics:
+def weight_statistics(log_w: Sequence[FloatArray]) -> WeightStatistics:
     """Return the statistics of log-weights; see ``WeightStatistics``.
 
     Args:
-        log_w: ``[M, K]``.
+        log_w: ``[M, K]`` of points with equally many draws, as many such arrays as there are different K; not empty.
     """
-    log_mean = log_mean_weight(log_w)
+    means = [log_mean_weight(values) for values in log_w]
+    log_mean = np.concatenate(means)
     alive = np.isfinite(log_mean)
     f = np.where(alive, -log_mean, np.inf)
+    pairs = zip(log_w, means, strict=True)
+    relative = np.concatenate([(v - np.where(np.isfinite(mean), mean, 0.0)[:, None]).ravel() for v, mean in pairs])
     return WeightStatistics(
-        relative=log_w - np.where(alive, log_mean, 0.0)[:, None],
-        kish_fraction=kish_fraction(log_w),
+        relative=relative,
+        kish_fraction=np.concatenate([kish_fraction(values) for values in log_w]),
         f=f - np.min(f, where=alive, initial=np.inf) if alive.any() else f,
-        zero_fraction=float(np.mean(np.isneginf(log_w))),
+        zero_fraction=float(np.mean(np.isneginf(relative))),
     )
 
 

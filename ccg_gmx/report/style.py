@@ -84,7 +84,7 @@ def axes_at(figure: Figure, left: float, bottom: float, width: float, height: fl
 def open_axes(figure: Figure) -> Axes:
     """Return the single axes of a line figure, with a light grid."""
     width, height = figure.get_size_inches()
-    axes = axes_at(figure, 0.62, 0.47, width - 0.76, height - 0.77)
+    axes = axes_at(figure, 0.82, 0.47, width - 0.96, height - 0.77)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     return axes

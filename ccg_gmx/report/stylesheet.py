@@ -33,6 +33,8 @@ p { margin: 6px 0; max-width: 90ch; }
 .note, figcaption, .soft { color: var(--soft); font-size: 0.88rem; line-height: 1.45; }
 .figures { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px; margin-top: 12px; }
 .figures.wide { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.figures.broad { grid-template-columns: minmax(0, 1fr); }
+.figures.broad figure { max-width: 760px; } .figures.broad img { max-width: 760px; }
 @media (max-width: 900px) {
   .figures, .figures.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); } }
 .figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)); }

@@ -163,5 +163,7 @@ def evaluations_sentence(summary: Summary) -> str | None:
     fine, flow = lookup(summary, "energy_evaluations.fine_md_steps"), lookup(summary, "energy_evaluations.flow")
     parts = [f"{count(fine)} steps of fine MD"] if fine is not None else []
     parts += [f"{count(flow)} for the flow and its weights"] if flow is not None else []
-    detail = " and ".join(parts)
+    checks = lookup(summary, "energy_evaluations.checks")
+    parts += [f"{count(checks)} for the test for hidden slow motions"] if checks else []
+    detail = " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return f"The energy was evaluated {count(total)} times" + (f": {detail}." if detail else ".")
