@@ -77,7 +77,7 @@ def summarise(results: Results, wall_s: dict[str, float]) -> dict[str, Any]:
         "free_energy": free_energy_summary(results, diagnostics),
         "coarse_md": coarse_summary(results),
         "restored": read_json(results.restored / "restored.json"),
-        "thresholds": workflow.diagnostics.model_dump(mode="json"),
+        "thresholds": {**workflow.diagnostics.model_dump(mode="json"), "tolerance_kT": workflow.cycle.tolerance_kT},
         "verdict": {"trusted": trusted, "reasons": reasons},
         "assumptions": list(System.load(results.system).coordinates.describe_supports()),
         "seed": workflow.seed,
