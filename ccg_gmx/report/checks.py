@@ -226,12 +226,14 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
             lambda value: (
                 "Largest RMSD between the surface of one independently trained flow and that of all together."
             ),
+            _at("thresholds.tolerance_kT"),
         ),
         _Rule(
             "Final draws moved the surface by",
             _at("free_energy.moved_kT"),
             kT,
             lambda value: "RMSD between what the final draws say on their own and the surface before them.",
+            _at("thresholds.tolerance_kT"),
         ),
         _Rule(
             "Largest standard error",
