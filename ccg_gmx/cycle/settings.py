@@ -123,9 +123,9 @@ class CoarseMdSettings(Settings):
     """GROMACS runs of the coarse model."""
 
     runs: int = Field(2, description="independent runs, side by side", ge=1)
-    copies: int = Field(256, description="copies per run, started from draws of the coarse model's density", ge=1)
-    steps: int = Field(60_000, description="steps in every turn", ge=1000)
-    final_steps: int = Field(150_000, description="steps of the last coarse run", ge=1000)
+    copies: int = Field(128, description="copies per run, started from draws of the coarse model's density", ge=1)
+    steps: int = Field(40_000, description="steps in every turn", ge=1000)
+    final_steps: int = Field(120_000, description="steps of the last coarse run", ge=1000)
     dt_ps: float = Field(0.004, description="time step; 4 fs keeps the variances of bonds within 1.5 %", gt=0, le=0.01)
     output_every: int = Field(500, description="steps between frames", ge=1)
     friction_time_ps: float = Field(0.2, description="inverse friction of the Langevin thermostat (tau-t)", gt=0)
