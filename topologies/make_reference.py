@@ -259,7 +259,8 @@ class Round:
             if len(case.torsions) == len(marginal):
                 groups = [self.histograms.surface(marginal, [group]) for group in range(GROUPS)]
                 values = [delta_f(each, *named_basins(case)) * kT for each in (half_a, half_b, *groups)]
-                error = np.std(values[2:], ddof=1) / GROUPS**0.5
+                with np.errstate(invalid="ignore"):  # a group that has not seen both basins yet
+                    error = np.std(values[2:], ddof=1) / GROUPS**0.5
                 line += f", delta_f {values[0]:.3f} and {values[1]:.3f} kJ/mol, error of their mean {error:.3f}"
             lines.append(line)
         for name, (fewest, all_of_them) in self.visits.summary().items():
