@@ -78,7 +78,7 @@ class RealLine(nn.Module):
         # ln s(v) + ln s(-v) = -v - 2 softplus(-v), exact also where the sigmoid s saturates.
         tail = functional.softplus(-logit, threshold=40.0)
         log_det = log_x.sum(0) - (logit + 2.0 * tail).sum(0) + torch.log(self.width).sum() + torch.log(self.std).sum()
-        # Rounding must not put a draw on the far edge: in float32 sin of the angle "pi" is below 0, and its logarithm nan.
+        # Rounding must not put a draw on the far edge: in float32 sin of the angle "pi" is below 0.
         part = torch.sigmoid(logit).clamp_max(1.0 - 4.0 * torch.finfo(logit.dtype).eps)
         return torch.cat([torch.exp(log_x), self.low + self.width * part]), log_det
 
