@@ -74,7 +74,7 @@ def surface_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coefficients = np.linalg.lstsq(basis.design(s), energy(s, COUPLING), rcond=None)[0]
     fit = SurfaceFit(3, 4, coefficients, 1e-5 * np.eye(basis.size), 1.0, len(s), basis.size, basis.limits)
     fit.save(folder / "fit.npz")
-    n = coarse.points_per_torsion(100, 4)
+    n = cells_per_torsion(4)
     save_surface(fit.surface(n, NAMES, 300.0), folder / "surface.npz")
     return folder
 
@@ -136,12 +136,6 @@ def test_coarse_molecule_has_omega_among_its_terms(system: System) -> None:
     assert [len(beads) for beads in molecule.terms] == [2] * 7 + [3] * 6 + [4]
     chain = bead_torsions(system.coordinates.tree)[2]
     assert tuple(system.beads[i] for i in molecule.terms[-1]) == chain
-
-
-@pytest.mark.parametrize(("n_s", "points"), [(1, 100), (2, 100)])
-def test_up_to_two_torsions_keep_the_grid_asked_for(n_s: int, points: int) -> None:
-    assert coarse.points_per_torsion(100, n_s) == points
-    assert coarse.points_per_torsion(100, 4) ** 4 < 1e6
 
 
 def test_density_of_the_coarse_frames_in_four_dimensions() -> None:
