@@ -61,7 +61,7 @@ class Options:
         system: a key of ``SYSTEMS``.
         out: folder of everything; the same folder resumes.
         seeds: cycles, and adaptive-bias runs, with seeds 1 to this.
-        md_steps: steps of plain MD, all walkers together.
+        md_steps: steps of plain MD, all walkers together; half as many again serve the rate of leaving the rare state.
         enhanced_steps: steps of each adaptive-bias run, all its walkers together.
         workflow: another workflow file than the system's own.
         overrides: ``a.b=value`` strings for the workflow.
@@ -72,7 +72,7 @@ class Options:
     system: str
     out: Path
     seeds: int = 3
-    md_steps: int = 4_000_000_000
+    md_steps: int = 2_000_000_000
     enhanced_steps: int = 15_000_000
     workflow: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -227,7 +227,7 @@ class Bench:
         rare = 1 - self.states.committor if self.states.p_b > 0.5 else self.states.committor
         tasks = {
             "equilibrium": self._batches("equilibrium", self.p, walkers, steps, 1000),
-            "rare": self._batches("rare", self.p * (rare > 0.9), 2 * walkers, steps // 4, 2000),
+            "rare": self._batches("rare", self.p * (rare > 0.9), 2 * walkers, steps // 2, 2000),
         }
         self._run_all(plain_md.run_md, tasks["rare"], "MD, rare state")
         self._run_all(plain_md.run_md, tasks["equilibrium"], "MD, equilibrium")

@@ -15,7 +15,7 @@ PARTS = ("cycle", "enhanced", "md")
 @click.option("--system", default="alanine-dipeptide", show_default=True, help="Or alanine-dipeptide-obc1.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Cycles and biased runs.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [runs/bench_SYSTEM].")
-@click.option("--md-steps", type=click.IntRange(min=1), default=4_000_000_000, show_default=True, help="Of plain MD.")
+@click.option("--md-steps", type=click.IntRange(min=1), default=2_000_000_000, show_default=True, help="Of plain MD.")
 @click.option(
     "--enhanced-steps",
     type=click.IntRange(min=1000),
