@@ -73,7 +73,7 @@ class Options:
     out: Path
     seeds: int = 3
     md_steps: int = 2_000_000_000
-    enhanced_steps: int = 15_000_000
+    enhanced_steps: int = 10_000_000
     workflow: Path | None = None
     overrides: tuple[str, ...] = ()
     walkers: int = 32

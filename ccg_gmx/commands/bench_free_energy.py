@@ -19,7 +19,7 @@ PARTS = ("cycle", "enhanced", "md")
 @click.option(
     "--enhanced-steps",
     type=click.IntRange(min=1000),
-    default=15_000_000,
+    default=10_000_000,
     show_default=True,
     help="Of each AWH or metadynamics run.",
 )
