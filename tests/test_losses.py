@@ -12,7 +12,7 @@ from systems import NarrowMode
 
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.flow.layers import RealLine
-from ccg_gmx.flow.losses import OwnDraws, own_draws, weight_powers, weighted_likelihood
+from ccg_gmx.flow.losses import OwnDraws, own_draws, reverse_kl, weight_powers, weighted_likelihood
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
 from ccg_gmx.molecule.coordinate import Coordinate
 
@@ -145,3 +145,31 @@ def test_no_angle_is_rounded_to_a_straight_one() -> None:
     line = RealLine([Coordinate("angle 1-2-3", "angle", "polar")]).float()
     angle, _ = line.push(torch.tensor([[0.0, 10.0, 17.0, 40.0, 90.0]]))
     assert torch.isfinite(torch.log(torch.sin(angle))).all()
+
+
+def test_clash_that_overflows_leaves_a_finite_loss_and_gradient() -> None:
+    flow = LadderFlow(1, (), (Coordinate("torsion 1-2-3-4", "torsion", "window", 0.0, 1.0),), FlowSettings(couplings=0))
+
+    def potential(s: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        clash = torch.arange(len(s)) == 3
+        return torch.where(clash, torch.inf, 0.5 * y[:, 0].square())
+
+    draws = own_draws(flow, potential, torch.zeros(8, 1, dtype=torch.float64), torch.Generator().manual_seed(1), 50.0)
+    assert torch.isfinite(draws.u).all()
+    assert torch.isfinite(draws.log_w).all()
+    assert int(draws.u.argmax()) == 3
+    loss, _ = weighted_likelihood(draws, 8, 0.3)
+    (loss + reverse_kl(draws)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in flow.parameters() if p.grad is not None)
+
+
+def test_nan_energy_is_not_hidden() -> None:
+    flow = LadderFlow(1, (), (Coordinate("torsion 1-2-3-4", "torsion", "window", 0.0, 1.0),), FlowSettings(couplings=0))
+    draws = own_draws(
+        flow,
+        lambda s, b, y: y[:, 0] * torch.nan,
+        torch.zeros(4, 1, dtype=torch.float64),
+        torch.Generator().manual_seed(1),
+        50.0,
+    )
+    assert torch.isnan(reverse_kl(draws))

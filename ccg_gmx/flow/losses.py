@@ -8,6 +8,7 @@ gradient, arXiv 1703.09194), the weighted likelihood the second one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.flow.conditional import LadderFlow
+
+_LOWEST_LOG_WEIGHT = -1e30
 
 Potential = Callable[[Tensor, Tensor, Tensor], Tensor]
 """potential(s, b, y) -> u ``[B]``, differentiable in b and y."""
@@ -54,12 +57,14 @@ def own_draws(
     b, y, log_q, slope_b, slope_y = flow.push_path(s, *flow.base_noise(len(s), generator))
     along = (slope_b * b).sum(1) + (slope_y * y).sum(1)
     u = potential(s, b, y)
-    log_w = -(u + log_q).detach()
+    # A clash may overflow float32. It stays the worst of its group, and has nothing to say on where to go instead.
+    log_w = (-u - log_q).detach().clamp_min(_LOWEST_LOG_WEIGHT)
     limit = u.detach().nanmedian() + clash_margin
-    over = u > limit
-    # Both branches of a where take part in the gradient: keep the logarithm's argument at 1 where it is not used.
-    excess = torch.where(over, u - limit, 0.0)
+    over, overflow = u > limit, torch.isposinf(u)
+    # All branches of a where take part in the gradient: keep the logarithm's argument at 1 where it is not used.
+    excess = torch.where(over & ~overflow, u - limit, 0.0)
     u = torch.where(over, limit + torch.log1p(excess), u)
+    u = torch.where(overflow, limit + math.log(torch.finfo(u.dtype).max), u)
     return OwnDraws(u, log_q, along, log_w, float(over.to(u.dtype).mean()))
 
 

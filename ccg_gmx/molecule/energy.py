@@ -315,9 +315,13 @@ class EnergyWithGradient(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_energy: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        """Return the kept gradient times ``by_energy [B]``."""
+        """Return the kept gradient times ``by_energy [B]``.
+
+        A frame whose energy takes no part has no gradient, even where its own overflowed: 0 times inf is 0 here.
+        """
         (gradient,) = ctx.saved_tensors
-        return by_energy[:, None, None] * gradient, None
+        used = (by_energy != 0)[:, None, None]
+        return torch.where(used, by_energy[:, None, None] * gradient, 0.0), None
 
 
 def _cached_chunk(n_atoms: int) -> int:
