@@ -22,7 +22,7 @@ from ccg_gmx.free_energy.hidden_modes import (
     HiddenModeSettings,
     WalkerSeries,
     find_hidden_modes,
-    hot_forward_ess_fraction,
+    hot_gap_kT,
     mode_words,
 )
 from ccg_gmx.free_energy.joint_fit import JointFitSettings, SurfaceFit, fit_surface
@@ -199,8 +199,9 @@ def hidden_evidence(toy: Toy, flow: LadderFlow, fit: SurfaceFit, seed: int) -> H
     y[:, 0] = (y[:, 0] + np.pi) % (2 * np.pi) - np.pi
     empty = np.empty((len(s), 0))
     u = toy.target(*(torch.from_numpy(part) for part in (s, empty, y))).numpy()
-    split = CoarseSplit(s, empty, y, u, np.zeros(len(s), dtype=np.int64))
-    seen = hot_forward_ess_fraction([flow], split, fit.values(s))
+    walker = np.repeat(np.arange(len(q)), q[:, ::10].shape[1])
+    split = CoarseSplit(s, empty, y, u, walker)
+    seen = hot_gap_kT([flow], split, fit.values(s))
     return HiddenEvidence(tuple(mode_words(mode, NAMES) for mode in modes), True, seen)
 
 
@@ -270,7 +271,7 @@ def test_hidden_slow_variable_is_caught_by_walkers_from_hot_seeds() -> None:
     assert error_kT(toy, fit) > 0.2
     evidence = hidden_evidence(toy, flow, fit, 1)
     assert len(evidence.modes) == 8, "random seeds reach both states at every point (1 in 32 per point would not)"
-    assert evidence.hot_forward_ess_fraction < 1e-3
+    assert evidence.hot_gap_kT > 6.0
     text = reasons_of(judge(toy, flow, training, held, 1, evidence)[0])
     assert "a slow motion is hidden from the coarse torsions" in text
     assert "2 states of torsion hidden" in text

@@ -318,12 +318,12 @@ def test_verdict_on_where_fine_md_has_been() -> None:
     ("evidence", "trusted", "words"),
     [
         (HiddenEvidence((), True), True, "no slow motion is hidden"),
-        (HiddenEvidence((), True, 0.3), True, "effective fraction of 30%"),
-        (HiddenEvidence((), True, 1e-5), False, "the flow misses a state"),
+        (HiddenEvidence((), True, 0.8), True, "within 0.8 kT"),
+        (HiddenEvidence((), True, 9.0), False, "the flow misses a state"),
         (HiddenEvidence(("at phi = 0 walkers stay",), True), False, "a slow motion is hidden"),
-        (HiddenEvidence(("at phi = 0 walkers stay",), True, 1e-5), False, "a slow motion is hidden"),
-        (HiddenEvidence(("at phi = 0 walkers stay",), True, 0.3), True, "the flow knows every state"),
-        (HiddenEvidence((), False, 0.3), False, "too few walkers"),
+        (HiddenEvidence(("at phi = 0 walkers stay",), True, 9.0), False, "a slow motion is hidden"),
+        (HiddenEvidence(("at phi = 0 walkers stay",), True, 0.8), True, "the flow knows every state"),
+        (HiddenEvidence((), False, 0.8), False, "too few walkers"),
     ],
 )
 def test_verdict_on_hidden_modes(evidence: HiddenEvidence, trusted: bool, words: str) -> None:

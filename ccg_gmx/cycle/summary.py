@@ -96,7 +96,7 @@ def hidden_modes_summary(folder: Path) -> dict[str, Any]:
         "passed": report.passed,
         "words": report.words(),
         "r_hat_max": report.r_hat_max,
-        "hot_forward_ess_fraction": report.hot_forward_ess_fraction,
+        "hot_gap_kT": report.hot_gap_kT,
         "evaluations": report.evaluations,
     }
 

@@ -66,8 +66,8 @@ class DiagnosticSettings(Settings):
     run_ess_fraction: float = Field(
         default=0.01, ge=0, le=1, description="least effective fraction seen by a single fine run (few frames: noisy)"
     )
-    hot_forward_ess_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="least effective fraction seen by the walkers of the hidden-mode test"
+    hot_gap_kT: float = Field(
+        default=4.0, gt=0, description="largest mean log-weight of a walker of the hidden-mode test; a lost mode has 6"
     )
 
 
@@ -97,12 +97,12 @@ class HiddenEvidence:
     Attributes:
         modes: one sentence for each coarse point where walkers stay in separate states.
         compared: whether there were walkers to compare at every coarse point.
-        hot_forward_ess_fraction: effective fraction of the flows as hot-seeded frames see it; nan when not computed.
+        hot_gap_kT: largest mean of ln w + f of a hot-seeded walker, kT; nan when not computed.
     """
 
     modes: tuple[str, ...]
     compared: bool
-    hot_forward_ess_fraction: float = float("nan")
+    hot_gap_kT: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -383,26 +383,25 @@ def _hidden_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
     """
     if d.hidden is None:
         return []
-    hidden, seen = d.hidden, d.hidden.hot_forward_ess_fraction
-    known = seen >= d.settings.hot_forward_ess_fraction
+    hidden, seen = d.hidden, d.hidden.hot_gap_kT
+    known = seen <= d.settings.hot_gap_kT
     if not hidden.compared:
         return [(False, "", "too few walkers of the hidden-mode test stayed in the states of the starting structure")]
     if hidden.modes:
         return [
             (
                 known,
-                f"the flow knows every state of the hidden slow motion ({hidden.modes[0]}): an effective fraction of "
-                f"{seen:.0%}",
+                f"the flow knows every state of the hidden slow motion ({hidden.modes[0]}): its mean "
+                f"log-weights are within {seen:.1f} kT",
                 f"a slow motion is hidden from the coarse torsions: {hidden.modes[0]}; put it among the coarse "
                 "torsions, or start fine runs in all of its states",
             )
         ]
-    fraction = "" if np.isnan(seen) else f", and the flow sees them at an effective fraction of {seen:.0%}"
+    fraction = "" if np.isnan(seen) else f", and the flow knows where they are (within {seen:.1f} kT)"
     return [
         (
             known or bool(np.isnan(seen)),
             f"walkers from hot seeds come to agree{fraction}: no slow motion is hidden from the coarse torsions",
-            f"walkers from hot seeds see an effective fraction of only {seen:.2g}: the flow misses a state that they "
-            "visit",
+            f"a walker from a hot seed has mean log-weights of {seen:.1f} kT: the flow misses a state that it visits",
         )
     ]

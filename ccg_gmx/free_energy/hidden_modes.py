@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field
 
 from ccg_gmx.errors import CcgError
-from ccg_gmx.free_energy.run_agreement import forward_ess_fraction
 from ccg_gmx.free_energy.weights import ConditionalDensity, forward_log_weights
 from ccg_gmx.records import CoarseSplit, FloatArray, IntArray
 from ccg_gmx.settings import Settings
@@ -337,19 +336,19 @@ def _fine(state: ModeState) -> str:
     return f"{state.fine_frames} fine frame{'s' if state.fine_frames != 1 else ''}"
 
 
-def hot_forward_ess_fraction(
-    flows: Sequence[ConditionalDensity], frames: CoarseSplit, f: FloatArray, chunk: int = 8192
-) -> float:
-    """Effective fraction of the flows as frames from hot seeds see it; 0 where a flow misses a state of them.
+def hot_gap_kT(flows: Sequence[ConditionalDensity], frames: CoarseSplit, f: FloatArray, chunk: int = 8192) -> float:
+    """Largest mean of ``ln w + f`` of a walker from the hidden-mode test, kT: large where a flow misses its state.
 
-    Restrained frames are draws of p(b, y | s) within their state, whatever the restraint on s; in what proportion they
-    come from the states does not matter, because w is the same in all of them when q is exact.
+    Restrained frames are draws of p(b, y | s) within their state, whatever the restraint on s. The mean is KL(p || q)
+    there: about 1 kT where q knows the state, and minus the logarithm of what q gives to it where it does not. Means
+    of walkers, not an effective fraction of all frames: one frame in the tail of a good flow decides the latter.
 
     Args:
         flows: conditional densities.
-        frames: frames of :class:`WalkerSeries`' walkers, at the s they have (not the centre of their restraint).
-        f: ``[T]`` kT at their s, any offset.
+        frames: frames of :class:`WalkerSeries`' walkers, at the s they have (not the centre of their restraint);
+            ``run`` is the walker.
+        f: ``[T]`` kT at their s, absolute (``SurfaceFit.values``).
         chunk: frames evaluated at once.
     """
-    forward = [forward_log_weights(flow, frames, chunk) + f for flow in flows]
-    return forward_ess_fraction(np.concatenate(forward))
+    forward = np.stack([forward_log_weights(flow, frames, chunk) + f for flow in flows])
+    return max(float(forward[:, frames.run == walker].mean(axis=1).max()) for walker in np.unique(frames.run))

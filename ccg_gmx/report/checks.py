@@ -191,12 +191,11 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
             _threshold("run_disagreement_kT"),
         ),
         _Rule(
-            "Effective sample size, hot walkers",
-            _at("hidden_modes.hot_forward_ess_fraction"),
-            percent,
-            lambda value: "The flow as the walkers of the test for hidden slow motions see it.",
-            _threshold("hot_forward_ess_fraction"),
-            at_least=True,
+            "Largest log-weight, hot walkers",
+            _at("hidden_modes.hot_gap_kT"),
+            kT,
+            lambda value: "Mean of the worst walker of the hidden-mode test; large where the flow misses its state.",
+            _threshold("hot_gap_kT"),
         ),
         _Rule(
             "Points with heavy-tailed weights",

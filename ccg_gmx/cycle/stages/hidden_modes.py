@@ -23,7 +23,7 @@ from ccg_gmx.free_energy.hidden_modes import (
     ModeState,
     WalkerSeries,
     find_hidden_modes,
-    hot_forward_ess_fraction,
+    hot_gap_kT,
     mode_words,
 )
 from ccg_gmx.free_energy.surface_files import load_surface, read_npz, write_npz
@@ -50,7 +50,7 @@ class HiddenModeReport:
         r_hat_max: largest split R-hat of all coordinates; slow, single-peaked coordinates raise it.
         walker_ps: time compared, per walker.
         left: assumption -> walkers that left it (handedness, cis/trans); they were not compared.
-        hot_forward_ess_fraction: effective fraction of the flows as these walkers see it; nan without flows.
+        hot_gap_kT: largest mean of ln w + f of a walker, kT, over all flows; nan without flows.
         relevant_kT: states higher than this above the lowest were not counted.
         evaluations: energies computed.
     """
@@ -62,7 +62,7 @@ class HiddenModeReport:
     r_hat_max: float
     walker_ps: float
     left: dict[str, int]
-    hot_forward_ess_fraction: float
+    hot_gap_kT: float
     relevant_kT: float
     evaluations: int
 
@@ -91,14 +91,14 @@ class HiddenModeReport:
         ]
         if not self.compared:
             lines.append("at some points fewer than two walkers were left to compare: raise hidden_modes.walkers")
-        if np.isfinite(self.hot_forward_ess_fraction):
-            lines.append(f"the flow sees these walkers at an effective fraction of {self.hot_forward_ess_fraction:.2g}")
+        if np.isfinite(self.hot_gap_kT):
+            lines.append(f"the walkers' mean log-weights with the flow: at most {self.hot_gap_kT:.1f} kT")
         return lines
 
     def evidence(self) -> HiddenEvidence:
         """What the verdict needs."""
         sentences = tuple(mode_words(mode, self.torsions) for mode in self.modes)
-        return HiddenEvidence(sentences, self.compared, self.hot_forward_ess_fraction)
+        return HiddenEvidence(sentences, self.compared, self.hot_gap_kT)
 
     def as_json(self) -> dict[str, Any]:
         """The content of hidden_modes.json."""
@@ -210,7 +210,7 @@ def run_check(
     modes, r_hat = find_hidden_modes(run.series, settings, fine)
     seen = float("nan")
     if flows and f is not None and len(run.frames.s):
-        seen = hot_forward_ess_fraction(flows, run.frames, f(run.frames.s))
+        seen = hot_gap_kT(flows, run.frames, f(run.frames.s))
     report = HiddenModeReport(
         torsions=system.torsion_names,
         points_degrees=tuple(tuple(float(x) for x in row) for row in np.degrees(points)),
@@ -219,7 +219,7 @@ def run_check(
         r_hat_max=r_hat,
         walker_ps=run.series.total_ps,
         left=run.left,
-        hot_forward_ess_fraction=seen,
+        hot_gap_kT=seen,
         relevant_kT=settings.relevant_kT,
         evaluations=run.evaluations,
     )
@@ -265,9 +265,7 @@ def load_check(folder: Path) -> tuple[HiddenModeReport, WalkerSeries]:
         r_hat_max=content["r_hat_max"] if content["r_hat_max"] is not None else nan,
         walker_ps=content["walker_ps"],
         left=content["left"],
-        hot_forward_ess_fraction=nan
-        if content["hot_forward_ess_fraction"] is None
-        else content["hot_forward_ess_fraction"],
+        hot_gap_kT=nan if content["hot_gap_kT"] is None else content["hot_gap_kT"],
         relevant_kT=content["relevant_kT"],
         evaluations=content["evaluations"],
     )
