@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ccg_gmx.commands.bench_flow import bench_flow
 from ccg_gmx.commands.bench_free_energy import bench_free_energy
 
 
@@ -37,4 +38,5 @@ def bench_energy(as_json: bool, plot: Path | None, frames: int, repeats: int) ->
     click.echo(json.dumps(result, indent=1) if as_json else bench_text(result))
 
 
-bench.add_command(bench_free_energy)
+for _command in (bench_flow, bench_free_energy):
+    bench.add_command(_command)
