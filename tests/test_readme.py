@@ -212,7 +212,7 @@ def test_python_example_and_what_it_leaves(gmx: object, tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, env=shell(tmp_path), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^delta_f -?\d+\.\d\d \+- \d+\.\d\d kJ/mol$", result.stdout, re.MULTILINE)
-    assert "noise floor 3.6e-04" in result.stdout
+    assert "noise floor 4.4e-05" in result.stdout
     check_outputs(out)
 
 
