@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ccg_gmx.errors import CheckpointError, TrajectoryError
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
@@ -16,6 +17,8 @@ from ccg_gmx.flow.train import (
     LikelihoodSettings,
     TrainingError,
     _own_losses,
+    _resampled,
+    _temper,
     hold_out_blocks,
     train_energy,
     train_likelihood,
@@ -67,6 +70,13 @@ class LatentGaussian:
         z = torch.linalg.solve_triangular(factor, (v - mean).unsqueeze(2), upper=False)[:, :, 0]
         log_factor = torch.log(factor.diagonal(dim1=1, dim2=2)).sum(1)
         return 0.5 * z.square().sum(1) + 2.0 * math.log(2 * math.pi) + log_factor - log_det
+
+    def parts(self, s: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        log_jacobian = self.latent(b, y)[1]
+        return self.u(s, b, y) + log_jacobian, log_jacobian
+
+    def __call__(self, s: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.u(s, b, y)
 
 
 TARGET = LatentGaussian()
@@ -192,7 +202,7 @@ class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["likelihood", "energy"])
+@pytest.mark.parametrize("kind", ["likelihood", "energy", "everything"])
 def test_resuming_is_bit_identical(tmp_path, kind):
     split = frames(400, 11)
     shape = FlowSettings(couplings=2, width=8, coupling_width=8, bins=4)
@@ -200,13 +210,14 @@ def test_resuming_is_bit_identical(tmp_path, kind):
     def training(checkpoint, progress=None):
         flow = LadderFlow(1, B, Y, shape)
         if kind == "likelihood":
-            settings = LikelihoodSettings(steps=25, batch=32, held_out_every=4, checkpoint_every=7)
+            settings = LikelihoodSettings(steps=25, batch=32, held_out_every=4, checkpoint_every=7, bootstrap_blocks=5)
             losses = train_likelihood(flow, split, settings, 12, checkpoint=checkpoint, progress=progress)
         else:
-            settings = EnergySettings(steps=25, batch=32, forward_batch=16, checkpoint_every=7)
-            losses = train_energy(
-                flow, TARGET.u, propose, split, settings, 12, checkpoint=checkpoint, progress=progress
+            more = {"temper_from": 0.3, "own_weighted_fraction": 0.4, "group": 4, "bootstrap_blocks": 5}
+            settings = EnergySettings(
+                steps=25, batch=32, forward_batch=16, checkpoint_every=7, **(more if kind == "everything" else {})
             )
+            losses = train_energy(flow, TARGET, propose, split, settings, 12, checkpoint=checkpoint, progress=progress)
         return flow, losses
 
     def stop(done, total, message):
@@ -275,6 +286,73 @@ def test_wrong_input_is_refused():
     empty = CoarseSplit(*(array[:0] for array in (split.s, split.b, split.y, split.u, split.run)))
     with pytest.raises(TrajectoryError, match="no fine frames"):
         train_likelihood(flow, empty, LikelihoodSettings(), 1)
+
+
+def test_beta_rises_in_equal_ratios():
+    settings = EnergySettings(steps=100, temper_from=0.25, temper_fraction=0.4)
+    factors = [_temper(step, settings) for step in range(100)]
+    assert factors[0] == pytest.approx(0.25)
+    assert factors[20] == pytest.approx(0.5)
+    assert factors[40:] == [1.0] * 60
+    assert set(np.round(np.diff(np.log(factors[:41])), 12)) == {round(math.log(4.0) / 40, 12)}
+    assert _temper(0, EnergySettings(temper_from=0.25, temper_fraction=0.0)) == 1.0
+    assert _temper(0, EnergySettings(temper_from=1.0)) == 1.0
+
+
+def test_a_tempered_training_sees_the_energy_at_the_raised_temperature():
+    """The volume element stays as it is: u at factor 0.25 is a quarter of the energy less ln|J|."""
+    seen = []
+
+    class Recorder:
+        def __call__(self, s, b, y):
+            raise AssertionError("u is not what is asked for at a raised temperature")
+
+        def parts(self, s, b, y):
+            seen.append(TARGET.parts(s, b, y))
+            return seen[-1]
+
+    flow = LadderFlow(1, B, Y, SHAPE)
+    split = frames(2000, 5)
+    flow.fit_scales(torch.as_tensor(split.b), torch.as_tensor(split.y))
+    with torch.no_grad():
+        flow_before = copy.deepcopy(flow)
+    settings = EnergySettings(steps=1, batch=64, temper_from=0.25, clash_margin=1e6)
+    losses = train_energy(flow, Recorder(), propose, None, settings, 3)
+    energy, log_jacobian = seen[0]
+    generator = torch.Generator().manual_seed(3)
+    s = propose(64, generator)
+    _, _, log_q = flow_before.draw(s, generator)
+    expected = (0.25 * energy - log_jacobian + log_q).mean()
+    assert losses["reverse"][0] == pytest.approx(float(expected.detach()))
+
+
+def test_a_target_without_parts_cannot_be_tempered():
+    with pytest.raises(TrainingError, match="no energy apart"):
+        train_energy(LadderFlow(1, B, Y, SHAPE), TARGET.u, propose, None, EnergySettings(temper_from=0.5), 1)
+
+
+def test_weighted_draws_need_whole_groups():
+    with pytest.raises(ValidationError, match="multiple of group"):
+        EnergySettings(batch=100, own_weighted_fraction=0.1, group=8)
+
+
+def test_bootstrap_is_the_same_in_both_trainings_and_another_for_every_flow():
+    run = np.repeat([0, 1], [60, 40])
+    first, second = (LadderFlow(1, B, Y, SHAPE.model_copy(update={"seed": seed})) for seed in (1, 2))
+    assert torch.equal(_resampled(run, 0, first), torch.arange(100))
+    assert torch.equal(_resampled(run, 5, first), _resampled(run, 5, first))
+    assert not torch.equal(_resampled(run, 5, first), _resampled(run, 5, second))
+    split = frames(400, 7)
+    whitening = []
+    for blocks in (0, 5):
+        flow = LadderFlow(1, B, Y, SHAPE)
+        settings = LikelihoodSettings(steps=1, batch=8, held_out_fraction=0.0, bootstrap_blocks=blocks)
+        train_likelihood(flow, split, settings, 1)
+        whitening.append(flow.rest.line.mean)
+        taken = _resampled(split.run, blocks, flow)
+        expected = flow.rest.line.latent(torch.as_tensor(split.y)[taken].T[flow.rest.order])[0].mean(1)
+        torch.testing.assert_close(flow.rest.line.mean[:, 0], expected)
+    assert not torch.allclose(*whitening)
 
 
 def test_held_out_frames_are_one_block_of_each_run():

@@ -179,8 +179,12 @@ class SplineCoupling(nn.Module):
 
 def circle_features(angle: Tensor, harmonics: int = 2) -> Tensor:
     """Return cos and sin of the first harmonics of angles ``[D, B]`` (radians): ``[2 harmonics D, B]``."""
-    angles = torch.cat([k * angle for k in range(1, harmonics + 1)])
-    return torch.cat([torch.cos(angles), torch.sin(angles)])
+    cosines, sines = [torch.cos(angle)], [torch.sin(angle)]
+    for _ in range(harmonics - 1):  # sums of angles: in float64 torch takes longer for a cosine than for a spline
+        cosine, sine = cosines[-1], sines[-1]
+        cosines.append(cosine * cosines[0] - sine * sines[0])
+        sines.append(sine * cosines[0] + cosine * sines[0])
+    return torch.cat([*cosines, *sines])
 
 
 class CircularAutoregressive(nn.Module):
@@ -201,19 +205,23 @@ class CircularAutoregressive(nn.Module):
         self.compiled = True
 
     def _parameters_of(self, i: int, context: Tensor, before: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return rotation ``[1, B]`` and raw spline parameters ``[3 bins, 1, B]`` of angle i."""
-        features = [context] + [circle_features(angle) for angle in before]
-        out = self.heads[i](self.trunks[i](torch.cat(features)))
+        """Return rotation ``[1, B]`` and raw spline parameters ``[3 bins, 1, B]`` of angle i.
+
+        ``before`` are the features ``[4, B]`` of each angle before it.
+        """
+        out = self.heads[i](self.trunks[i](torch.cat([context, *before])))
         return out[:1], out[1:].unsqueeze(1)
 
     def push(self, z: Tensor, context: Tensor) -> Mapped:
         """Map angles z ``[n, B]`` of the uniform base to the circle of the coordinates."""
         done: list[Tensor] = []
+        features: list[Tensor] = []
         log_det = torch.zeros_like(context[0])
         for i, row in enumerate(z.split(1)):
-            rotation, raw = self._parameters_of(i, context, done)
+            rotation, raw = self._parameters_of(i, context, features)
             angle, log_slope, _ = circular_spline(row, raw, compiled=self.compiled)
             done.append(wrap(angle + rotation))
+            features.append(circle_features(done[-1]))
             log_det = log_det + log_slope[0]
         return torch.cat(done), log_det
 
@@ -224,7 +232,7 @@ class CircularAutoregressive(nn.Module):
         log_det, by_context = torch.zeros_like(context[0]), torch.zeros_like(context)
         for i, row in enumerate(z.split(1)):
             inputs = [value.view_as(value) for value in (context, *done)]  # what this angle looks at, nothing before
-            rotation, raw = self._parameters_of(i, inputs[0], inputs[1:])
+            rotation, raw = self._parameters_of(i, inputs[0], [circle_features(angle) for angle in inputs[1:]])
             angle, log_slope, curvature = circular_spline(row, raw, compiled=self.compiled)
             with torch.no_grad():
                 slope = -curvature * torch.exp(-log_slope)
@@ -239,10 +247,11 @@ class CircularAutoregressive(nn.Module):
     def pull(self, x: Tensor, context: Tensor) -> Mapped:
         """Map angles x ``[n, B]`` back to the uniform base."""
         rows = list(x.split(1))
+        features = [circle_features(row) for row in rows]
         found: list[Tensor] = []
         log_det = torch.zeros_like(context[0])
         for i, row in enumerate(rows):
-            rotation, raw = self._parameters_of(i, context, rows[:i])
+            rotation, raw = self._parameters_of(i, context, features[:i])
             angle, log_slope, _ = circular_spline(wrap(row - rotation), raw, inverse=True, compiled=self.compiled)
             found.append(angle)
             log_det = log_det + log_slope[0]

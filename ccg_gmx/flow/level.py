@@ -20,6 +20,7 @@ from ccg_gmx.flow.layers import CircularAutoregressive, Path, RealLine, SplineCo
 from ccg_gmx.flow.perceptron import slope_through
 from ccg_gmx.flow.splines import wrap
 from ccg_gmx.molecule.coordinate import Coordinate
+from ccg_gmx.molecule.normal_noise import NormalNoise
 from ccg_gmx.settings import Settings
 
 LINE_SUPPORTS = ("positive", "polar", "window")
@@ -149,7 +150,11 @@ class ConditionalFlow(nn.Module):
         """Return ``[n, batch]`` draws of the base: uniform on [-pi, pi) for circles, standard normal for lines."""
         like = self.line.mean
         circles = torch.rand(self.n_circles, batch, generator=generator, dtype=like.dtype, device=like.device)
-        lines = torch.randn(self.n_lines, batch, generator=generator, dtype=like.dtype, device=like.device)
+        if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            lines = NormalNoise(seed).fill(torch.empty(self.n_lines, batch, dtype=like.dtype))
+        else:
+            lines = torch.randn(self.n_lines, batch, generator=generator, dtype=like.dtype, device=like.device)
         return torch.cat([(2.0 * circles - 1.0) * math.pi, lines]).index_select(0, self.restore)
 
     def push(self, z: Tensor, context: Tensor, steady: Tensor) -> tuple[Tensor, Tensor]:
