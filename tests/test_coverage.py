@@ -50,6 +50,7 @@ CASES = {
     "chi2 = 1, four draws": Case(TorusLadder(widen=1.85), 400, 4, 2),
     "chi2 = 5": Case(TorusLadder(widen=3.3), 400, 16, 2),
     "too narrow": Case(TorusLadder(widen=0.85, vary=0.08), 800, 16, 2),
+    "too narrow, few points": Case(TorusLadder(widen=0.85, vary=0.08), 400, 16, 2),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ccg_gmx.cycle.store import EVALUATIONS, read_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.cycle.turns import Results
 from ccg_gmx.cycle.views import coarse_surfaces, load_fit, references, shown_surfaces
+from ccg_gmx.free_energy.combine import error_with_members
 from ccg_gmx.free_energy.diagnostics import Diagnostics, FineEvidence, diagnose
 from ccg_gmx.free_energy.reference import Reference
 from ccg_gmx.free_energy.surface import (
@@ -162,8 +162,7 @@ def basin_difference(results: Results) -> tuple[float, float]:
     of_members = np.array([delta_f(member, second, first) for member in members])
     names = tuple(workflow.coarse.torsions)
     value, error = load_fit(results.surface).delta_f(second, first, len(members[0].f), names)
-    spread = of_members.std(ddof=1) / math.sqrt(len(of_members)) if len(of_members) > 1 else 0.0
-    return value * kT, float(np.hypot(error, spread)) * kT
+    return value * kT, error_with_members(error, of_members) * kT
 
 
 def reference_summary(results: Results) -> dict[str, Any]:

@@ -121,9 +121,10 @@ def fit_surface(
     are draws it does nothing; where there are none it keeps the surface quiet, and its uncertainty shows in the errors.
 
     The covariance is the sandwich ``H^-1 (G + R) H^-1``: H the expected Hessian, G the outer products of the actual
-    scores (leverage-corrected, HC2), R the ridge. Scores hold whatever the residuals are, lack of fit included; if
-    chi-square per degree of freedom is above 1, the errors are inflated by its root nevertheless, because a misfit is
-    shared by neighbours, which the sandwich takes for independent.
+    scores (leverage-corrected, HC3: J. S. Long, L. H. Ervin, doi:10.1080/00031305.2000.10474549), R the ridge. Scores
+    hold whatever the residuals are, lack of fit included; if chi-square per degree of freedom is above 1, the errors
+    are inflated by its root nevertheless, because a misfit is shared by neighbours, which the sandwich takes for
+    independent.
 
     Args:
         draws: records of (b, y) draws, or their condensed form.
@@ -287,12 +288,12 @@ def _with_covariance(
     leverage = np.empty(len(v))
     for rows in row_blocks(len(v)):
         leverage[rows] = v[rows] * (solve_triangular(factor[0], design[rows].T, lower=True) ** 2).sum(axis=0)
-    residual = (ratio - 1) / np.sqrt(1 - leverage)
+    residual = (ratio - 1) / (1 - leverage)
     bread = cho_solve(factor, _weighted_gram(design, (v * residual) ** 2) + np.diag(ridge))
     covariance = cho_solve(factor, bread.T)
     # s_m^2 e^2f / K is an unbiased estimate of the residual's variance, whatever the weights' distribution.
     expected = v @ (ratio**2 * np.where(np.isnan(points.variance), 0.0, points.variance))
-    lack = float(v @ residual**2 / expected) if expected > 0 else float("inf")
+    lack = float(v @ (residual**2 * (1 - leverage)) / expected) if expected > 0 else float("inf")
     return SurfaceFit(
         basis.order,
         basis.dims,
