@@ -140,8 +140,9 @@ def test_energies_reach_the_exact_density(with_data):
     split = frames(2000, 5)
     flow.fit_scales(torch.as_tensor(split.b), torch.as_tensor(split.y))
     settings = EnergySettings(steps=250, batch=128, learning_rate=2e-2, warm_up=20, forward_batch=64)
-    losses = train_energy(flow, TARGET.u, propose, split if with_data else None, settings, 6)
-    assert set(losses) == {"reverse", "clash"} | ({"forward"} if with_data else set())
+    losses = train_energy(flow, TARGET, propose, split if with_data else None, settings, 6)
+    names = {"reverse", "clash", "weighted", "weight_power"}
+    assert set(losses) == names | ({"forward"} if with_data else set())
     assert all(values.shape == (250,) for values in losses.values())
     for forward in (True, False):
         kl, error = upper_kl(flow, forward)
@@ -155,7 +156,7 @@ def test_path_gradient_has_the_mean_of_the_full_gradient():
     split = frames(2000, 8)
     flow.fit_scales(torch.as_tensor(split.b), torch.as_tensor(split.y))
     head = flow.rest.affine.shift.weight
-    settings = EnergySettings(batch=500, clash_margin=1e6)
+    settings = EnergySettings(batch=500, clash_margin=1e6, own_weighted_fraction=0.0)
     left_out, path = [], []
     for _ in range(60):
         before = generator.get_state()
@@ -179,7 +180,7 @@ def test_path_gradient_vanishes_at_the_exact_density():
         for value in flow.parameters():
             value += 0.05 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
     exact = copy.deepcopy(flow)
-    settings = EnergySettings(batch=64, clash_margin=1e6)
+    settings = EnergySettings(batch=64, clash_margin=1e6, own_weighted_fraction=0.0)
     loss, _ = _own_losses(flow, lambda s, b, y: -exact.log_prob(b, y, s), propose, settings, generator)
     assert abs(float(loss.detach())) < 1e-10
     for gradient in torch.autograd.grad(loss, list(flow.parameters())):
@@ -193,7 +194,7 @@ def test_clashes_are_compressed_in_the_loss_only():
     flow = LadderFlow(1, B, Y, SHAPE)
     split = frames(2000, 9)
     flow.fit_scales(torch.as_tensor(split.b), torch.as_tensor(split.y))
-    losses = train_energy(flow, steep, propose, None, EnergySettings(steps=20, batch=256), 10)
+    losses = train_energy(flow, steep, propose, None, EnergySettings(steps=20, batch=256, temper_from=1.0), 10)
     assert np.isfinite(losses["reverse"]).all()
     assert 0.05 < losses["clash"][0] < 0.9
 
@@ -213,9 +214,10 @@ def test_resuming_is_bit_identical(tmp_path, kind):
             settings = LikelihoodSettings(steps=25, batch=32, held_out_every=4, checkpoint_every=7, bootstrap_blocks=5)
             losses = train_likelihood(flow, split, settings, 12, checkpoint=checkpoint, progress=progress)
         else:
+            plain = {"temper_from": 1.0, "own_weighted_fraction": 0.0}
             more = {"temper_from": 0.3, "own_weighted_fraction": 0.4, "group": 4, "bootstrap_blocks": 5}
             settings = EnergySettings(
-                steps=25, batch=32, forward_batch=16, checkpoint_every=7, **(more if kind == "everything" else {})
+                steps=25, batch=32, forward_batch=16, checkpoint_every=7, **(more if kind == "everything" else plain)
             )
             losses = train_energy(flow, TARGET, propose, split, settings, 12, checkpoint=checkpoint, progress=progress)
         return flow, losses
@@ -258,7 +260,7 @@ def test_state_of_another_training_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_training():
     flow = LadderFlow(1, B, Y, SHAPE)
-    settings = EnergySettings(steps=5, batch=8)
+    settings = EnergySettings(steps=5, batch=8, temper_from=1.0)
 
     def broken(s, b, y):
         return torch.full_like(b[:, 0], math.nan)
@@ -316,7 +318,7 @@ def test_a_tempered_training_sees_the_energy_at_the_raised_temperature():
     flow.fit_scales(torch.as_tensor(split.b), torch.as_tensor(split.y))
     with torch.no_grad():
         flow_before = copy.deepcopy(flow)
-    settings = EnergySettings(steps=1, batch=64, temper_from=0.25, clash_margin=1e6)
+    settings = EnergySettings(steps=1, batch=64, temper_from=0.25, clash_margin=1e6, own_weighted_fraction=0.0)
     losses = train_energy(flow, Recorder(), propose, None, settings, 3)
     energy, log_jacobian = seen[0]
     generator = torch.Generator().manual_seed(3)

@@ -34,7 +34,7 @@ class FlowSettings(Settings):
         default=2, ge=0, description="Spline couplings between Gaussian and affine map, q(y | s, b)."
     )
     bead_couplings: int = Field(default=1, ge=0, description="The same for q(b | s): few, nearly harmonic coordinates.")
-    bins: int = Field(default=8, ge=2, le=200, description="Bins of every rational-quadratic spline.")
+    bins: int = Field(default=5, ge=2, le=200, description="Bins of every rational-quadratic spline.")
     bound: float = Field(
         default=5.0, gt=0, description="Half length of a coupling spline's interval, in standard deviations."
     )

@@ -78,32 +78,34 @@ class EnergySettings(OptimiserSettings):
     which keeps the modes that q visits.
     """
 
+    batch: int = Field(default=512, ge=1, description="Draws per step, each of which costs an energy.")
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="Peak learning rate of AdamW; decays to 0 along a cosine."
+        default=5e-3, gt=0, description="Peak learning rate of AdamW; decays to 0 along a cosine."
     )
+    warm_up: int = Field(default=30, ge=0, description="Steps of linear rise to the peak learning rate.")
     forward_fraction: float = Field(
-        default=0.2,
+        default=0.1,
         ge=0,
         lt=1,
         description="Weight of the forward KL on fine frames; must be positive when frames are given.",
     )
-    forward_batch: int = Field(default=256, ge=1, description="Fine frames per step for the forward part.")
+    forward_batch: int = Field(default=128, ge=1, description="Fine frames per step for the forward part.")
     clash_margin: float = Field(
         default=50.0,
         gt=0,
         description="Reduced potential this far above the batch median enters the loss logarithmically.",
     )
     temper_from: float = Field(
-        default=1.0,
+        default=0.5,
         gt=0,
         le=1,
         description="Factor of beta at the first step: above 300 K, modes that q would drop are wide. 1: off.",
     )
     temper_fraction: float = Field(
-        default=0.5, ge=0, le=1, description="Part of the steps over which the factor rises to 1, in equal ratios."
+        default=0.3, ge=0, le=1, description="Part of the steps over which the factor rises to 1, in equal ratios."
     )
     own_weighted_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="Part of weighted likelihood in the loss on own draws; costs no energies."
+        default=0.3, ge=0, le=1, description="Part of weighted likelihood in the loss on own draws; costs no energies."
     )
     group: int = Field(default=8, ge=2, description="Draws per coarse point whose weights are normalised together.")
     weight_ess_floor: float = Field(
@@ -220,7 +222,7 @@ def train_energy(
     """
     if split is not None and settings.forward_fraction == 0:
         raise TrainingError(
-            "forward_fraction is 0 although there are fine frames", remedy="set forward_fraction above 0, 0.2 for one"
+            "forward_fraction is 0 although there are fine frames", remedy="set forward_fraction above 0, 0.1 for one"
         )
     if settings.temper_from < 1 and not hasattr(target, "parts"):
         raise TrainingError(
