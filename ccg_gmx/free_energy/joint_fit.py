@@ -49,7 +49,9 @@ class JointFitSettings(Settings):
     prior_kT: float = Field(
         default=20.0, gt=0, description="smoothness prior: a coefficient of wave vector k is of size prior / |k|^2 (kT)"
     )
-    max_iterations: int = Field(default=60, ge=1, description="Newton steps before giving up")
+    max_iterations: int = Field(
+        default=300, ge=1, description="Newton steps before giving up; one point hundreds of kT off takes a hundred"
+    )
 
     def limits(self, dims: int) -> tuple[int, ...]:
         """Highest wave number of functions of 1, 2, ... torsions (``FourierBasis.limits``): full up to two torsions."""
