@@ -11,7 +11,7 @@ help: ## list the targets
 setup: ## install what is missing: GROMACS >= 2025 and .venv
 	@bash scripts/setup.sh
 
-demo: setup ## run the whole cycle on alanine dipeptide (about 15 minutes; run again, it resumes)
+demo: setup ## run the whole cycle on alanine dipeptide (about 4 minutes; run again, it resumes)
 	@.venv/bin/ccg run workflows/alanine_dipeptide.yaml --out "$(OUT)"
 	@echo "report: $(OUT)/report.html"
 

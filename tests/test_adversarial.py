@@ -124,7 +124,13 @@ def learned(toy: Toy, training: CoarseSplit, seed: int, reverse: str = "with fra
     train_likelihood(flow, training, likelihood, seed)
     if reverse != "off":
         held = {"forward_fraction": 0.5, "own_weighted_fraction": 1.0} if reverse == "with frames" else {}
-        energy = EnergySettings(steps=150, batch=256, learning_rate=0.005, warm_up=20, single_precision=False, **held)
+        recipe = {
+            "temper_from": 1.0,
+            "forward_fraction": 0.2,
+            "forward_batch": 256,
+            "own_weighted_fraction": 0.0,
+        } | held
+        energy = EnergySettings(steps=150, batch=256, learning_rate=0.005, warm_up=20, single_precision=False, **recipe)
         train_energy(flow, toy.target, propose, training if held else None, energy, seed)
     return flow
 

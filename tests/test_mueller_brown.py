@@ -84,7 +84,8 @@ def road() -> Road:
     def propose(batch: int, generator: torch.Generator) -> Tensor:
         return REACH * (2 * torch.rand(batch, 1, generator=generator, dtype=torch.float64) - 1)
 
-    settings = EnergySettings(steps=300, batch=512, learning_rate=5e-3, warm_up=30)
+    recipe = {"temper_from": 1.0, "forward_fraction": 0.2, "forward_batch": 256, "own_weighted_fraction": 0.0}
+    settings = EnergySettings(steps=300, batch=512, learning_rate=5e-3, warm_up=30, **recipe)
     train_energy(flow, target, propose, split, settings, seed=2)
     draws = []
     for seed in range(12):
