@@ -158,13 +158,7 @@ class Bench:
         folder, workflow = self.out / "system", self.workflow
         if not (folder / RECORD).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            facts: dict[str, Any] = {
-                "temperature_K": workflow.temperature_K,
-                "beads": workflow.coarse.beads,
-                "torsions": {name: list(atoms) for name, atoms in workflow.coarse.torsions.items()},
-            }
-            if workflow.implicit_solvent is not None:
-                facts["implicit_solvent"] = workflow.implicit_solvent.model_dump(mode="json")
+            facts = workflow.system_facts()
             inputs = {"topology": workflow.topology, "structure": workflow.structure}
             context = {"engine": workflow.engine.model_dump(mode="json")}
             make_system(Work(folder, facts, inputs, 1, context, lambda *_: None))

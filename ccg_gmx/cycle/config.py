@@ -71,6 +71,17 @@ class Workflow(Settings):
                 raise ValueError(f"start {start.name} names {sorted(start.torsions)}, the torsions are {known}")
         return self
 
+    def system_facts(self) -> dict[str, Any]:
+        """Settings of the ``system`` stage: all that decides on the molecule, beside its files."""
+        facts: dict[str, Any] = {
+            "temperature_K": self.temperature_K,
+            "beads": self.coarse.beads,
+            "torsions": {name: list(atoms) for name, atoms in self.coarse.torsions.items()},
+        }
+        if self.implicit_solvent is not None:
+            facts["implicit_solvent"] = self.implicit_solvent.model_dump(mode="json")
+        return facts
+
     @model_validator(mode="after")
     def _fine_runs_sample_the_target(self) -> Workflow:
         if self.implicit_solvent is None and self.fine_md.walkers > 1:

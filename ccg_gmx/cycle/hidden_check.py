@@ -72,16 +72,9 @@ def _from_workflow(source: Path, folder: Path, seed: int) -> tuple[Workflow, dic
     if not source.is_file():
         raise SettingsError(f"no file or folder {source}", expected="a workflow file or the folder of a finished run")
     workflow = load_workflow(source)
-    facts: dict[str, Any] = {
-        "temperature_K": workflow.temperature_K,
-        "beads": workflow.coarse.beads,
-        "torsions": {name: list(atoms) for name, atoms in workflow.coarse.torsions.items()},
-    }
-    if workflow.implicit_solvent is not None:
-        facts["implicit_solvent"] = workflow.implicit_solvent.model_dump(mode="json")
     system = folder / "system"
     system.mkdir()
     files = {"topology": workflow.topology, "structure": workflow.structure, **local_includes(workflow.topology)}
     context = {"engine": workflow.engine.model_dump(mode="json")}
-    make_system(Work(system, facts, files, seed, context, lambda *_: None))
+    make_system(Work(system, workflow.system_facts(), files, seed, context, lambda *_: None))
     return workflow, {"system": system}

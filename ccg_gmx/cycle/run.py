@@ -132,14 +132,9 @@ class Cycle:
         """Resolve the system, run the fine MD and split its frames."""
         workflow = self.workflow
         files = {"topology": workflow.topology, **local_includes(workflow.topology)}
-        facts: dict[str, Any] = {
-            "temperature_K": workflow.temperature_K,
-            "beads": workflow.coarse.beads,
-            "torsions": {name: list(atoms) for name, atoms in workflow.coarse.torsions.items()},
-        }
-        if workflow.implicit_solvent is not None:
-            facts["implicit_solvent"] = workflow.implicit_solvent.model_dump(mode="json")
-        system = self._one("system", fine.make_system, facts, {**files, "structure": workflow.structure})
+        system = self._one(
+            "system", fine.make_system, workflow.system_facts(), {**files, "structure": workflow.structure}
+        )
         runs = self._fine_runs(system, files)
         md = workflow.fine_md
         given = {f"given{i}": item.trajectory for i, item in enumerate(md.trajectories)}
