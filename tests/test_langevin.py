@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_topology import PEROXIDE
 
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run
 from ccg_gmx.errors import CheckpointError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.langevin import Langevin, LangevinState
+from ccg_gmx.molecule.langevin_fused import FusedSteps, kernel_jobs
 from ccg_gmx.molecule.langevin_kernel import BaoabUpdate
 from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
@@ -276,6 +278,149 @@ def test_float32_stays_float32():
     langevin = Langevin(quartic, [5.0], 300.0, 2.0, 0.05, seed=1)
     end = langevin.run(langevin.start(torch.zeros(3, 1, 3)), 5)
     assert end.positions.dtype == end.velocities.dtype == torch.float32
+
+
+PEROXIDE_NM = ((0.02, 0.09, 0.01), (0.0, 0.0, 0.0), (0.14, 0.0, 0.0), (0.16, -0.03, 0.09))
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+
+
+def peroxide(dtype: torch.dtype) -> ForceField:
+    """An energy that is compiled from end to end."""
+    return ForceField(parse_tpr_dump(PEROXIDE), dtype)
+
+
+def both_ways(energy: ForceField, friction: float = 5.0) -> tuple[Langevin, Langevin]:
+    """The same integrator with all steps in one compiled call, and with one step after another."""
+    masses = parse_tpr_dump(PEROXIDE).masses
+    functions = (energy.energy_and_gradient, lambda x: energy.energy_and_gradient(x))
+    fused, plain = (Langevin(function, masses, 300.0, friction, 0.0005, seed=3) for function in functions)
+    return fused, plain
+
+
+def walkers(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(PEROXIDE_NM, dtype=dtype).repeat(count, 1, 1)
+
+
+def same(one: LangevinState, other: LangevinState) -> bool:
+    return one.step == other.step and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("positions", "velocities", "noise")
+    )
+
+
+@PRECISIONS
+@pytest.mark.parametrize("count", [0, 1, 16, 37])
+@pytest.mark.parametrize("friction", [0.0, 5.0])
+def test_fused_steps_are_the_plain_ones_bit_for_bit(dtype: torch.dtype, count: int, friction: float):
+    """37 walkers leave lanes of the last vector empty in either precision, and their numbers end within a block."""
+    energy = peroxide(dtype)
+    fused, plain = both_ways(energy, friction)
+    begin = fused.start(walkers(count, dtype))
+    assert kernel_jobs(energy.energy_and_gradient, begin.positions) is not None
+    end = fused.run(begin, 120)
+    assert same(end, plain.run(begin, 120))
+    assert not count or not torch.equal(end.positions, begin.positions)
+    assert torch.equal(begin.positions, walkers(count, dtype)), "the state given is left as it is"
+
+
+@PRECISIONS
+def test_fused_steps_with_calls_between_and_resumed(dtype: torch.dtype):
+    """Calls see the same states and energies, and may keep them; a run that stops between two calls goes on."""
+    energy = peroxide(dtype)
+    whole = []
+    seen: list[list[tuple[LangevinState, torch.Tensor]]] = [[], [], []]
+    bars: list[list[tuple[int, int]]] = [[], [], []]
+
+    for which, langevin in enumerate((*both_ways(energy), both_ways(energy)[0])):
+        state = langevin.start(walkers(5, dtype))
+        for steps in (100,) if which < 2 else (1, 32, 0, 67):
+            state = langevin.run(
+                state,
+                steps,
+                every=7,
+                callback=lambda now, energies, kept=seen[which]: kept.append((now, energies)),  # type: ignore[misc]
+                progress=lambda done, total, kept=bars[which]: kept.append((done, total)),  # type: ignore[misc]
+            )
+        whole.append(state)
+    assert same(whole[0], whole[1])
+    assert same(whole[0], whole[2])
+    assert bars[0] == bars[1] == [(done, 100) for done in range(7, 100, 7)]
+    for others in seen[1:]:
+        assert len(others) == len(seen[0]) == 14
+        for (mine, my_energy), (theirs, their_energy) in zip(seen[0], others, strict=True):
+            assert same(mine, theirs)
+            assert torch.equal(my_energy, their_energy)
+    for state, energies in seen[0]:
+        torch.testing.assert_close(energies, energy(state.positions))
+
+
+def test_one_compiled_call_is_short(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C is heard between calls, and more of them change nothing."""
+    fused, plain = both_ways(peroxide(torch.float64))
+    begin = fused.start(walkers(16, torch.float64))
+    lengths: list[int] = []
+    call = FusedSteps.__call__
+
+    def listen(self: FusedSteps, limit: int) -> tuple[int, float]:
+        done, total = call(self, limit)
+        lengths.append(done)
+        return done, total
+
+    monkeypatch.setattr(FusedSteps, "__call__", listen)
+    assert same(fused.run(begin, 2500), plain.run(begin, 2500))
+    assert lengths == [1000, 1000, 500]
+    lengths.clear()
+    fused.run(fused.start(walkers(4000, torch.float64)), 12)
+    assert lengths == [5, 5, 2]
+
+
+@PRECISIONS
+def test_fused_steps_name_walker_and_step_as_plain_ones_do(dtype: torch.dtype):
+    """An atom of walker 3 that is fast beyond all bounds, and one that is nan at the start."""
+    messages = []
+    for langevin in both_ways(peroxide(dtype)):
+        state = langevin.start(walkers(19, dtype))
+        state.velocities[2, 1, 0] = 1e30 if dtype == torch.float32 else 1e200
+        with pytest.raises(TrajectoryError, match=r"walker 3 of 19 .* at step 1 ") as error:
+            langevin.run(state, 50, every=40)
+        messages.append(str(error.value))
+        state.positions[4, 0, 0] = torch.nan
+        with pytest.raises(TrajectoryError, match=r"walker 5 of 19 .* at step 0 "):
+            langevin.run(state, 50)
+    assert messages[0] == messages[1]
+
+
+@PRECISIONS
+def test_fused_steps_stop_at_the_step_of_the_plain_ones_in_the_middle(dtype: torch.dtype):
+    """A time step that is too long for one walker, whose bond starts far from its length."""
+    messages = []
+    energy = peroxide(dtype)
+    for langevin in both_ways(energy, friction=0.0):
+        start = walkers(19, dtype)
+        start[7, 0] *= 3.0
+        langevin = Langevin(langevin._energy_and_gradient, langevin.masses[:, 0], 300.0, 0.0, 0.006, seed=3)
+        with pytest.raises(TrajectoryError, match=r"at step \d\d") as error:
+            langevin.run(langevin.start(start), 5000)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_numbers_whose_sum_alone_is_not_finite_do_not_stop_fused_steps():
+    fused, plain = both_ways(peroxide(torch.float64))
+    state = fused.start(walkers(3, torch.float64))
+    state.velocities[:, :, 1] = 1.2e308  # all atoms alike: the molecule moves as a whole
+    assert same(fused.run(state, 3), plain.run(state, 3))
+
+
+def test_only_energies_that_are_compiled_from_end_to_end_are_fused():
+    energy, x = peroxide(torch.float64), walkers(2, torch.float64)
+    assert kernel_jobs(quartic, x) is None
+    assert kernel_jobs(Harmonic([1.0]).__call__, x) is None
+    assert kernel_jobs(energy.forward, x) is None
+    topology = parse_tpr_dump(PEROXIDE)
+    assert kernel_jobs(ForceField(topology, compiled=False).energy_and_gradient, x) is None
+    assert kernel_jobs(ForceField(topology, threads=2).energy_and_gradient, x) is None
+    energy.others.append(torch.nn.Identity())
+    assert kernel_jobs(energy.energy_and_gradient, x) is None
 
 
 @pytest.mark.parametrize(

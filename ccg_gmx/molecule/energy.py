@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ccg_gmx.molecule.interactions import harmonic_angles, harmonic_bonds, nonbonded_pairs, periodic_dihedrals
-from ccg_gmx.molecule.kernel import CompiledTerms, KernelTables
+from ccg_gmx.molecule.kernel import CompiledTerms, KernelJobs, KernelTables
 from ccg_gmx.molecule.pairs import (
     beyond_term,
     close_pairs,
@@ -172,6 +172,23 @@ class ForceField(nn.Module):
         gradient = torch.empty(positions.shape, dtype=positions.dtype, device=positions.device)
         with torch.no_grad():
             return self._in_chunks(positions, gradient), gradient
+
+    def kernel_jobs(self, positions: Tensor) -> KernelJobs | None:
+        """Return what a compiled loop needs for :meth:`energy_and_gradient` at these positions as they change.
+
+        Args:
+            positions: ``[B, N, 3]`` nm, contiguous.
+
+        Returns:
+            None where the kernel alone, in one thread, is not the whole energy.
+        """
+        kernel = self._compiled
+        if kernel is None or not kernel.serves(positions) or kernel.threads > 1:
+            return None
+        if len(self.others) or self.beyond is not None:
+            return None
+        x = positions.detach().numpy()
+        return KernelJobs(kernel.kernel(positions.dtype).job(x, np.empty_like(x), np.empty(len(x), x.dtype)))
 
     def terms(self, positions: Tensor) -> dict[str, Tensor]:
         """Return each term of the energy under the name ``gmx energy`` gives it.

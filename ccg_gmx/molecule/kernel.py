@@ -44,6 +44,22 @@ class KernelTables:
     dihedrals: tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
+@dataclass(frozen=True, eq=False)
+class KernelJobs:
+    """Arguments of the compiled kernels for a loop that is compiled too: it calls them over and over.
+
+    The first three of either are the positions ``[B, N, 3]`` in nm, which it reads, and its own gradient
+    ``[B, N, 3]`` in kJ/mol/nm and energies ``[B]`` in kJ/mol, which it writes.
+
+    Attributes:
+        force_field: arguments of :func:`ccg_gmx.molecule.kernel_terms.energies_of_frames`.
+        solvent: arguments of :func:`ccg_gmx.molecule.kernel_solvent.solvation_of_frames`, None in vacuum.
+    """
+
+    force_field: tuple[Any, ...]
+    solvent: tuple[Any, ...] | None = None
+
+
 class Kernel:
     """Energy and gradient of the interactions of one molecule.
 
@@ -76,12 +92,20 @@ class Kernel:
         jobs = []
         for start in range(0, len(positions), max(share, 1)):
             part = slice(start, start + share)
-            target = None if gradient is None else gradient[part]
-            block = [np.empty(3 * self.n_atoms * self._lanes, self.dtype) for _ in range(2)]
-            forces = None if gradient is None else block[1]
-            jobs.append((positions[part], target, energy[part], block[0], forces, self._lanes, self._tables))
+            jobs.append(self.job(positions[part], None if gradient is None else gradient[part], energy[part]))
         _run(jobs)
         return energy
+
+    def job(self, positions: NDArray[Any], gradient: NDArray[Any] | None, energy: NDArray[Any]) -> tuple[Any, ...]:
+        """Return the arguments of ``energies_of_frames`` for these arrays, with work space of their own.
+
+        Args:
+            positions: ``[B, N, 3]`` nm, contiguous.
+            gradient: ``[B, N, 3]`` kJ/mol/nm to be written, or None.
+            energy: ``[B]`` kJ/mol to be written.
+        """
+        x, forces = (np.empty(3 * self.n_atoms * self._lanes, self.dtype) for _ in range(2))
+        return positions, gradient, energy, x, None if gradient is None else forces, self._lanes, self._tables
 
 
 class CompiledTerms:
@@ -95,7 +119,7 @@ class CompiledTerms:
     def __init__(self, tables: KernelTables, threads: int = 1) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        self._tables, self._threads = tables, threads
+        self._tables, self.threads = tables, threads
         self._kernels: dict[torch.dtype, Kernel] = {}
 
     @staticmethod
@@ -110,12 +134,15 @@ class CompiledTerms:
             positions: ``[B, N, 3]`` nm.
             gradient: ``[B, N, 3]`` kJ/mol/nm to be written, contiguous, or None.
         """
-        dtype = positions.dtype
+        target = None if gradient is None else gradient.numpy()
+        kernel = self.kernel(positions.dtype)
+        return torch.from_numpy(kernel(positions.detach().contiguous().numpy(), target, self.threads))
+
+    def kernel(self, dtype: torch.dtype) -> Kernel:
+        """Return the kernel of a float type."""
         if dtype not in self._kernels:
             self._kernels[dtype] = Kernel(self._tables, DTYPES[dtype])
-        target = None if gradient is None else gradient.numpy()
-        energy = self._kernels[dtype](positions.detach().contiguous().numpy(), target, self._threads)
-        return torch.from_numpy(energy)
+        return self._kernels[dtype]
 
 
 def _run(jobs: list[tuple[Any, ...]]) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.errors import CheckpointError, TrajectoryError
+from ccg_gmx.molecule.langevin_fused import FusedSteps, kernel_jobs
 from ccg_gmx.molecule.langevin_kernel import BaoabUpdate
 from ccg_gmx.molecule.normal_noise import NormalNoise
 from ccg_gmx.records import FloatArray
@@ -150,20 +151,28 @@ class Langevin:
             TrajectoryError: naming the step and the walker where an energy or a force is not finite.
         """
         x, v = (each.clone(memory_format=torch.contiguous_format) for each in (state.positions, state.velocities))
-        noise, numbers = NormalNoise.from_state(state.noise), _on_processor(x).zero_()
+        noise = NormalNoise.from_state(state.noise)
         spread = self._fluctuation * self._thermal(self.masses)
         update = BaoabUpdate(x, self.masses, self.dt_ps, self._decay, spread)
         energy, gradient = self._energy_and_gradient(x)
         self._check(energy, gradient, state.step, float(energy.sum() + gradient.sum()))
-        for done in range(1, steps + 1):
-            if self._fluctuation > 0:
-                noise.fill(numbers)
-            update.advance(x, v, gradient, numbers)
-            energy, gradient = self._energy_and_gradient(x)
-            self._check(energy, gradient, state.step + done, update.finish(v, gradient, energy))
+        drawn = noise if self._fluctuation > 0 else None
+        jobs = kernel_jobs(self._energy_and_gradient, x) if update.compiled else None
+        some_steps: FusedSteps | _PlainSteps
+        if jobs is not None:
+            some_steps = FusedSteps(jobs, v, gradient, update, drawn)
+        else:
+            some_steps = _PlainSteps(self._energy_and_gradient, x, v, gradient, update, drawn)
+        done = 0
+        while done < steps:
+            to_call = every - (state.step + done) % every if every else steps
+            count, total = some_steps(min(to_call, steps - done))
+            done += count
+            self._check(some_steps.energy, some_steps.gradient, state.step + done, total)
             if every and (state.step + done) % every == 0:
                 if callback is not None:
-                    callback(LangevinState(x.clone(), v.clone(), state.step + done, noise.state()), energy)
+                    now = LangevinState(x.clone(), v.clone(), state.step + done, noise.state())
+                    callback(now, some_steps.energy)
                 if progress is not None:
                     progress(done, steps)
         return LangevinState(x, v, state.step + steps, noise.state())
@@ -190,6 +199,30 @@ class Langevin:
             expected="finite numbers",
             remedy=f"minimise the start, or use a shorter time step than {self.dt_ps:g} ps",
         )
+
+
+class _PlainSteps:
+    """Steps of one run like :class:`FusedSteps`, one a call, for any energy on any device."""
+
+    def __init__(
+        self,
+        energy_and_gradient: EnergyAndGradient,
+        positions: Tensor,
+        velocities: Tensor,
+        gradient: Tensor,
+        update: BaoabUpdate,
+        noise: NormalNoise | None,
+    ) -> None:
+        self._energy_and_gradient, self._update, self._noise = energy_and_gradient, update, noise
+        self._x, self._v, self._numbers = positions, velocities, _on_processor(positions).zero_()
+        self.energy, self.gradient = gradient.new_empty(0), gradient
+
+    def __call__(self, _: int) -> tuple[int, float]:
+        if self._noise is not None:
+            self._noise.fill(self._numbers)
+        self._update.advance(self._x, self._v, self.gradient, self._numbers)
+        self.energy, self.gradient = self._energy_and_gradient(self._x)
+        return 1, self._update.finish(self._v, self.gradient, self.energy)
 
 
 def _on_processor(like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def _compiled(**options: Any) -> Any:
 
 
 @_compiled()
-def _advance(x, v, gradient, noise, kick, scale, half_step, decay):
+def advance_rows(x, v, gradient, noise, kick, scale, half_step, decay):
     """Half kick, half drift, friction and noise, half drift; arrays ``[B, N D]``, ``kick`` and ``scale`` ``[N D]``."""
     for walker in range(x.shape[0]):
         x_row, v_row, gradient_row, noise_row = x[walker], v[walker], gradient[walker], noise[walker]
@@ -42,7 +42,7 @@ def _advance(x, v, gradient, noise, kick, scale, half_step, decay):
 
 
 @_compiled(fastmath={"reassoc"})
-def _kick(v, gradient, kick, energy):
+def kick_rows(v, gradient, kick, energy):
     """Half kick; return the sum of energies and velocities, which is finite if each of them is and none is huge."""
     total = v.dtype.type(0)
     for walker in range(v.shape[0]):
@@ -82,11 +82,16 @@ class BaoabUpdate:
         self._kick, self._scale = (np.repeat(each.numpy()[:, 0], n_dims).astype(dtype) for each in (kick, spread))
         self._half_step, self._decay = dtype(0.5 * dt_ps), dtype(decay)
 
+    @property
+    def constants(self) -> tuple[np.ndarray, np.ndarray, np.floating, np.floating]:
+        """Last four arguments of :func:`advance_rows`; the first is also that of :func:`kick_rows`."""
+        return self._kick, self._scale, self._half_step, self._decay
+
     def advance(self, x: Tensor, v: Tensor, gradient: Tensor, noise: Tensor) -> None:
         """Do what comes before the new energy: half kick, half drift, friction and noise, half drift."""
         if self.compiled:
             arrays = (self._array(each) for each in (x, v, gradient, noise))
-            _advance(*arrays, self._kick, self._scale, self._half_step, self._decay)
+            advance_rows(*arrays, *self.constants)
             return
         v.addcmul_(self._kick, gradient)
         x.add_(v, alpha=self._half_step)
@@ -96,7 +101,7 @@ class BaoabUpdate:
     def finish(self, v: Tensor, gradient: Tensor, energy: Tensor) -> float:
         """Do the half kick after it; return a number that is not finite if an energy or a velocity is not."""
         if self.compiled:
-            return float(_kick(self._array(v), self._array(gradient), self._kick, energy.detach().numpy()))
+            return float(kick_rows(self._array(v), self._array(gradient), self._kick, energy.detach().numpy()))
         v.addcmul_(self._kick, gradient)
         return float(energy.sum() + v.sum())
 

@@ -79,7 +79,7 @@ def _uniform(typing: Any, state: Any, offset: Any) -> Any:
 
 
 @compiled
-def _fill(state, out):
+def fill_normal(state, out):
     """Fill ``out [n]``; the numbers of the last block that find no place are lost."""
     block = np.empty(_BLOCK)
     for start in range(0, len(out), _BLOCK):
@@ -118,11 +118,16 @@ class NormalNoise:
         noise._state = state.numpy().view(np.uint64).copy()
         return noise
 
+    @property
+    def words(self) -> np.ndarray:
+        """The words of the generators, ``[32]`` uint64, for compiled code to go on with."""
+        return self._state
+
     def state(self) -> Tensor:
         """Return ``[32]`` int64, the words of the generators."""
         return torch.from_numpy(self._state.copy().view(np.int64))
 
     def fill(self, out: Tensor) -> Tensor:
         """Fill a contiguous tensor on the processor, float64 or float32, and return it."""
-        _fill(self._state, out.view(-1).numpy())
+        fill_normal(self._state, out.view(-1).numpy())
         return out
