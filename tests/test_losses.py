@@ -12,7 +12,7 @@ from systems import NarrowMode
 
 from ccg_gmx.flow.conditional import FlowSettings, LadderFlow
 from ccg_gmx.flow.layers import RealLine
-from ccg_gmx.flow.losses import OwnDraws, own_draws, reverse_kl, weight_powers, weighted_likelihood
+from ccg_gmx.flow.losses import own_draws, reverse_kl, weight_powers, weighted_likelihood
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings, train_energy, train_likelihood
 from ccg_gmx.molecule.coordinate import Coordinate
 
@@ -38,11 +38,6 @@ def hot_flow() -> LadderFlow:
     settings = LikelihoodSettings(steps=200, batch=256, learning_rate=1e-2, warm_up=10, held_out_every=50)
     train_likelihood(flow, frames, settings, 1)
     return flow
-
-
-def draws_of(log_w: torch.Tensor) -> OwnDraws:
-    none = torch.zeros_like(log_w)
-    return OwnDraws(none, none, none, log_w, 0.0)
 
 
 def test_power_is_one_where_weights_are_even_enough() -> None:
@@ -158,7 +153,7 @@ def test_clash_that_overflows_leaves_a_finite_loss_and_gradient() -> None:
     draws = own_draws(flow, potential, torch.zeros(8, 1, dtype=torch.float64), torch.Generator().manual_seed(1), 50.0)
     assert torch.isfinite(draws.u).all()
     assert torch.isfinite(draws.log_w).all()
-    assert int(draws.u.argmax()) == 3
+    assert int(draws.loss.argmax()) == 3
     loss, _ = weighted_likelihood(draws, 8, 0.3)
     (loss + reverse_kl(draws)).backward()
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters() if p.grad is not None)
@@ -174,3 +169,25 @@ def test_nan_energy_is_not_hidden() -> None:
         50.0,
     )
     assert torch.isnan(reverse_kl(draws))
+
+
+def test_points_where_every_draw_clashes_do_not_spread_the_flow() -> None:
+    """Four lengths, a third of the coarse points impossible: entropy against the logarithm of one energy would win there.
+
+    With the energy alone compressed the longest draw passes 100 within these steps.
+    """
+    lengths = tuple(Coordinate(f"bond {i}-{i + 1}", "bond", "positive") for i in range(4))
+    flow = LadderFlow(1, (), lengths, SHAPE)
+    frames = torch.exp(0.1 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    flow.fit_scales(frames[:, :0], frames)
+
+    def potential(s: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        well = 50.0 * (y - 1.0).square().sum(1)
+        return torch.where(s[:, 0] > 1.0, 1e6 * (1.0 + well), well)
+
+    settings = EnergySettings(steps=100, batch=128, learning_rate=2e-2, warm_up=5, **REVERSE)
+    losses = train_energy(flow, potential, propose, None, settings, 1)
+    assert 0.25 < losses["clash"].mean() < 0.45
+    with torch.no_grad():
+        _, y, _ = flow.draw(propose(2000, torch.Generator().manual_seed(2)), torch.Generator().manual_seed(3))
+    assert float(y.max()) < 10.0

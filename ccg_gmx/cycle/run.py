@@ -187,8 +187,10 @@ class Cycle:
 
     def _train_energy(self, flows: list[Path], proposal: Path, turn: int) -> list[Path]:
         energy = self.workflow.energy
-        steps = energy.steps if turn == 0 else max(1, round(energy.steps * self.workflow.cycle.later_turns))
-        settings = {"energy": energy.model_copy(update={"steps": steps}).model_dump(mode="json")}
+        if turn > 0:  # what a trained flow covers it keeps without heating
+            steps = max(1, round(energy.steps * self.workflow.cycle.later_turns))
+            energy = energy.model_copy(update={"steps": steps, "temper_from": 1.0})
+        settings = {"energy": energy.model_dump(mode="json")}
         inputs = self._with_flow(flows, proposal=proposal)
         return self._members("energy", learn.learn_energy, settings, inputs, f"turn {turn}")
 

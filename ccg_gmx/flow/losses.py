@@ -8,7 +8,6 @@ gradient, arXiv 1703.09194), the weighted likelihood the second one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ccg_gmx.flow.conditional import LadderFlow
 
-_LOWEST_LOG_WEIGHT = -1e30
+_LARGEST_COST = 1e30
 
 Potential = Callable[[Tensor, Tensor, Tensor], Tensor]
 """potential(s, b, y) -> u ``[B]``, differentiable in b and y."""
@@ -28,18 +27,25 @@ class OwnDraws:
     """Draws of the flow with what the losses need of them.
 
     Attributes:
-        u: ``[B]`` potential, compressed where it is far above the median; with a derivative.
+        u: ``[B]`` potential with its derivative, 0 and constant where it overflowed.
         log_q: ``[B]`` ln q of the draws, its derivative that of ln q(T(z)) at fixed noise.
         along: ``[B]`` a number whose derivative is that of ln q(T(z)) at constant parameters.
-        log_w: ``[B]`` log-weights -u - ln q before compression, constant.
-        clash: part of the draws whose u was compressed.
+        log_w: ``[B]`` log-weights -u - ln q, constant.
+        share: ``[B]`` in (0, 1], how much of a draw's pull the losses take, constant: 1 but for clashes.
+        loss: ``[B]`` u + ln q, compressed where share is below 1, constant.
     """
 
     u: Tensor
     log_q: Tensor
     along: Tensor
     log_w: Tensor
-    clash: float
+    share: Tensor
+    loss: Tensor
+
+    @property
+    def clash(self) -> float:
+        """Part of the draws that were compressed."""
+        return float((self.share < 1.0).to(self.share.dtype).mean())
 
 
 def own_draws(
@@ -47,30 +53,35 @@ def own_draws(
 ) -> OwnDraws:
     """Draw at coarse points and evaluate the potential, once for every draw.
 
+    Clashes would drown everything else. Where u + ln q is far above the batch median it enters a loss as
+    limit + ln(1 + excess), so that a draw pulls with 1 / (1 + excess) of its force: the energy's pull and the
+    entropy's alike. Were the energy alone compressed, the entropy would win wherever no draw at s avoids a clash, and
+    the flow would spread there without bound.
+
     Args:
         flow: to draw from.
         potential: reduced potential.
         s: ``[B, n_s]`` radians.
         generator: of the noise.
-        clash_margin: u this far above the batch median is compressed logarithmically.
+        clash_margin: u + ln q this far above the batch median is compressed.
     """
     b, y, log_q, slope_b, slope_y = flow.push_path(s, *flow.base_noise(len(s), generator))
     along = (slope_b * b).sum(1) + (slope_y * y).sum(1)
     u = potential(s, b, y)
-    # A clash may overflow float32. It stays the worst of its group, and has nothing to say on where to go instead.
-    log_w = (-u - log_q).detach().clamp_min(_LOWEST_LOG_WEIGHT)
-    limit = u.detach().nanmedian() + clash_margin
-    over, overflow = u > limit, torch.isposinf(u)
-    # All branches of a where take part in the gradient: keep the logarithm's argument at 1 where it is not used.
-    excess = torch.where(over & ~overflow, u - limit, 0.0)
-    u = torch.where(over, limit + torch.log1p(excess), u)
-    u = torch.where(overflow, limit + math.log(torch.finfo(u.dtype).max), u)
-    return OwnDraws(u, log_q, along, log_w, float(over.to(u.dtype).mean()))
+    with torch.no_grad():
+        cost = (u + log_q).clamp_max(_LARGEST_COST)  # a clash may overflow float32; it stays the worst of its group
+        limit = cost.nanmedian() + clash_margin
+        share = 1.0 / (1.0 + (cost - limit).clamp_min(0.0))
+        loss = torch.minimum(cost, limit) - torch.log(share)
+    overflow = torch.isposinf(u)  # it has nothing to say on where to go instead
+    u, along = (torch.where(overflow, 0.0, value) for value in (u, along))
+    return OwnDraws(u, log_q, along, -cost, share, loss)
 
 
 def reverse_kl(draws: OwnDraws) -> Tensor:
     """Return the mean of u + ln q with the path gradient: zero, noise included, where q is exact."""
-    return (draws.u + draws.log_q.detach() + (draws.along - draws.along.detach())).mean()
+    pull = draws.share * (draws.u + draws.along)
+    return (draws.loss + pull - pull.detach()).mean()
 
 
 def weighted_likelihood(draws: OwnDraws, group: int, ess_floor: float) -> tuple[Tensor, float]:
@@ -78,19 +89,20 @@ def weighted_likelihood(draws: OwnDraws, group: int, ess_floor: float) -> tuple[
 
     Covers mass, as likelihood on fine frames does: the weights w~ of a group, normalised within it, pull q to where the
     target has more than q has (reweighted wake-sleep, arXiv 1406.2751). The gradient takes w~ - 1/group instead of
-    w~: the mean score of own draws is zero, so this changes no mean, and leaves no noise where q is exact.
+    w~: the mean score of own draws is zero, so this changes no mean, and leaves no noise where q is exact. A point at
+    which even the best draw clashes pulls with that draw's share.
 
     Args:
         draws: ``group`` consecutive draws belong to one coarse point.
         group: draws per coarse point.
         ess_floor: see ``weight_powers``.
     """
-    log_w = draws.log_w.view(-1, group)
+    log_w, share = draws.log_w.view(-1, group), draws.share.view(-1, group)
     power = weight_powers(log_w, ess_floor)
     weights = torch.softmax(power * log_w, 1)
     value = -(weights * draws.log_q.detach().view(-1, group)).sum(1).mean()
     score = (draws.log_q - draws.along).view(-1, group)
-    pull = -((weights - 1.0 / group) * score).sum(1).mean()
+    pull = -(share.amax(1, keepdim=True) * (weights - 1.0 / group) * score).sum(1).mean()
     return value + pull - pull.detach(), float(power.mean())
 
 

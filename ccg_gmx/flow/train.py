@@ -93,7 +93,7 @@ class EnergySettings(OptimiserSettings):
     clash_margin: float = Field(
         default=50.0,
         gt=0,
-        description="Reduced potential this far above the batch median enters the loss logarithmically.",
+        description="u + ln q this far above the batch median enters the losses logarithmically.",
     )
     temper_from: float = Field(
         default=0.5,
@@ -197,7 +197,7 @@ def train_energy(
 
     The losses on own draws vanish in gradient, noise included, where q is exact (``losses.py``). At first the energy
     can be that of a raised temperature, with the volume element unchanged; the factor of beta depends on the step
-    alone. Clashes are compressed logarithmically in the loss, never in a weight.
+    alone. Clashes are compressed logarithmically in the losses, never in a weight.
 
     Args:
         flow: trained in place.
@@ -212,7 +212,7 @@ def train_energy(
 
     Returns:
         ``[steps]`` each: ``reverse``, mean of the compressed u + ln q (u tempered while it is); ``forward``, mean -ln q
-        of the fine frames (absent without them); ``clash``, the part of the draws whose u was compressed; ``weighted``
+        of the fine frames (absent without them); ``clash``, the part of the draws that were compressed; ``weighted``
         and ``weight_power``, weighted mean of -ln q and mean power of the weights (absent without that part).
 
     Raises:
