@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run
 from ccg_gmx.errors import CheckpointError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.implicit import ImplicitSolvent, ImplicitSolventSettings, SolvatedForceField
 from ccg_gmx.molecule.langevin import Langevin, LangevinState
 from ccg_gmx.molecule.langevin_fused import FusedSteps, kernel_jobs
 from ccg_gmx.molecule.langevin_kernel import BaoabUpdate
-from ccg_gmx.molecule.topology import parse_tpr_dump
+from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole, read_frames
 from ccg_gmx.units import BOLTZMANN_KJ_MOL_K, thermal_energy
 
@@ -281,17 +284,32 @@ def test_float32_stays_float32():
 
 
 PEROXIDE_NM = ((0.02, 0.09, 0.01), (0.0, 0.0, 0.0), (0.14, 0.0, 0.0), (0.16, -0.03, 0.09))
+Energy = ForceField | SolvatedForceField
+Build = Callable[[torch.dtype], Energy]
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
-def peroxide(dtype: torch.dtype) -> ForceField:
-    """An energy that is compiled from end to end."""
-    return ForceField(parse_tpr_dump(PEROXIDE), dtype)
+def hydrogen_peroxide() -> Topology:
+    """The topology with the element that its dump leaves out."""
+    return replace(parse_tpr_dump(PEROXIDE), atomic_numbers=np.array([1, 8, 8, 1]))
 
 
-def both_ways(energy: ForceField, friction: float = 5.0) -> tuple[Langevin, Langevin]:
+@pytest.fixture(params=["vacuum", "gbsa"])
+def peroxide(request: pytest.FixtureRequest) -> Build:
+    """Energies that are compiled from end to end."""
+    topology = hydrogen_peroxide()
+    solvent = ImplicitSolventSettings(model="obc1") if request.param == "gbsa" else None
+
+    def build(dtype: torch.dtype) -> Energy:
+        vacuum = ForceField(topology, dtype)
+        return vacuum if solvent is None else SolvatedForceField(vacuum, ImplicitSolvent(topology, solvent, dtype))
+
+    return build
+
+
+def both_ways(energy: Energy, friction: float = 5.0) -> tuple[Langevin, Langevin]:
     """The same integrator with all steps in one compiled call, and with one step after another."""
-    masses = parse_tpr_dump(PEROXIDE).masses
+    masses = hydrogen_peroxide().masses
     functions = (energy.energy_and_gradient, lambda x: energy.energy_and_gradient(x))
     fused, plain = (Langevin(function, masses, 300.0, friction, 0.0005, seed=3) for function in functions)
     return fused, plain
@@ -310,7 +328,7 @@ def same(one: LangevinState, other: LangevinState) -> bool:
 @PRECISIONS
 @pytest.mark.parametrize("count", [0, 1, 16, 37])
 @pytest.mark.parametrize("friction", [0.0, 5.0])
-def test_fused_steps_are_the_plain_ones_bit_for_bit(dtype: torch.dtype, count: int, friction: float):
+def test_fused_steps_are_the_plain_ones_bit_for_bit(peroxide: Build, dtype: torch.dtype, count: int, friction: float):
     """37 walkers leave lanes of the last vector empty in either precision, and their numbers end within a block."""
     energy = peroxide(dtype)
     fused, plain = both_ways(energy, friction)
@@ -323,7 +341,7 @@ def test_fused_steps_are_the_plain_ones_bit_for_bit(dtype: torch.dtype, count: i
 
 
 @PRECISIONS
-def test_fused_steps_with_calls_between_and_resumed(dtype: torch.dtype):
+def test_fused_steps_with_calls_between_and_resumed(peroxide: Build, dtype: torch.dtype):
     """Calls see the same states and energies, and may keep them; a run that stops between two calls goes on."""
     energy = peroxide(dtype)
     whole = []
@@ -353,7 +371,7 @@ def test_fused_steps_with_calls_between_and_resumed(dtype: torch.dtype):
         torch.testing.assert_close(energies, energy(state.positions))
 
 
-def test_one_compiled_call_is_short(monkeypatch: pytest.MonkeyPatch):
+def test_one_compiled_call_is_short(peroxide: Build, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C is heard between calls, and more of them change nothing."""
     fused, plain = both_ways(peroxide(torch.float64))
     begin = fused.start(walkers(16, torch.float64))
@@ -374,7 +392,7 @@ def test_one_compiled_call_is_short(monkeypatch: pytest.MonkeyPatch):
 
 
 @PRECISIONS
-def test_fused_steps_name_walker_and_step_as_plain_ones_do(dtype: torch.dtype):
+def test_fused_steps_name_walker_and_step_as_plain_ones_do(peroxide: Build, dtype: torch.dtype):
     """An atom of walker 3 that is fast beyond all bounds, and one that is nan at the start."""
     messages = []
     for langevin in both_ways(peroxide(dtype)):
@@ -390,7 +408,7 @@ def test_fused_steps_name_walker_and_step_as_plain_ones_do(dtype: torch.dtype):
 
 
 @PRECISIONS
-def test_fused_steps_stop_at_the_step_of_the_plain_ones_in_the_middle(dtype: torch.dtype):
+def test_fused_steps_stop_at_the_step_of_the_plain_ones_in_the_middle(peroxide: Build, dtype: torch.dtype):
     """A time step that is too long for one walker, whose bond starts far from its length."""
     messages = []
     energy = peroxide(dtype)
@@ -404,7 +422,7 @@ def test_fused_steps_stop_at_the_step_of_the_plain_ones_in_the_middle(dtype: tor
     assert messages[0] == messages[1]
 
 
-def test_numbers_whose_sum_alone_is_not_finite_do_not_stop_fused_steps():
+def test_numbers_whose_sum_alone_is_not_finite_do_not_stop_fused_steps(peroxide: Build):
     fused, plain = both_ways(peroxide(torch.float64))
     state = fused.start(walkers(3, torch.float64))
     state.velocities[:, :, 1] = 1.2e308  # all atoms alike: the molecule moves as a whole
@@ -412,15 +430,24 @@ def test_numbers_whose_sum_alone_is_not_finite_do_not_stop_fused_steps():
 
 
 def test_only_energies_that_are_compiled_from_end_to_end_are_fused():
-    energy, x = peroxide(torch.float64), walkers(2, torch.float64)
-    assert kernel_jobs(quartic, x) is None
-    assert kernel_jobs(Harmonic([1.0]).__call__, x) is None
-    assert kernel_jobs(energy.forward, x) is None
-    topology = parse_tpr_dump(PEROXIDE)
-    assert kernel_jobs(ForceField(topology, compiled=False).energy_and_gradient, x) is None
-    assert kernel_jobs(ForceField(topology, threads=2).energy_and_gradient, x) is None
-    energy.others.append(torch.nn.Identity())
-    assert kernel_jobs(energy.energy_and_gradient, x) is None
+    topology, x = hydrogen_peroxide(), walkers(2, torch.float64)
+    plain, slow, shared = (ForceField(topology, **more) for more in ({}, {"compiled": False}, {"threads": 2}))
+    wet, *not_fused = (
+        ImplicitSolvent(topology, ImplicitSolventSettings(model="obc2"), **more)
+        for more in ({}, {"compiled": False}, {"threads": 2})
+    )
+    assert kernel_jobs(plain.energy_and_gradient, x) is not None
+    assert kernel_jobs(SolvatedForceField(plain, wet).energy_and_gradient, x) is not None
+    for other in (quartic, Harmonic([1.0]).__call__, plain.forward, lambda x: plain.energy_and_gradient(x)):
+        assert kernel_jobs(other, x) is None
+    for force_field in (slow, shared):
+        assert kernel_jobs(force_field.energy_and_gradient, x) is None
+        assert kernel_jobs(SolvatedForceField(force_field, wet).energy_and_gradient, x) is None
+    for solvent in not_fused:
+        assert kernel_jobs(SolvatedForceField(plain, solvent).energy_and_gradient, x) is None
+    plain.others.append(torch.nn.Identity())
+    assert kernel_jobs(plain.energy_and_gradient, x) is None
+    assert kernel_jobs(SolvatedForceField(plain, wet).energy_and_gradient, x) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ here, frames along the last, contiguous axis, serve GPUs and are the kernel's te
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from ccg_gmx.molecule.energy import EnergyWithGradient, ForceField
 from ccg_gmx.molecule.implicit_radii import mbondi2
-from ccg_gmx.molecule.kernel import DTYPES
+from ccg_gmx.molecule.kernel import DTYPES, KernelJobs
 from ccg_gmx.molecule.kernel_solvent import SolventKernel
 from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.settings import Settings
@@ -169,14 +170,29 @@ class ImplicitSolvent(nn.Module):
         return self._total(positions, None)
 
     def _total(self, positions: Tensor, gradient: Tensor | None) -> Tensor:
+        kernel = self._kernel(positions)
+        if kernel is None:
+            return self._in_chunks(positions, gradient)
+        target = None if gradient is None else gradient.numpy()
+        return torch.from_numpy(kernel(positions.detach().contiguous().numpy(), target, self._threads))
+
+    def _kernel(self, positions: Tensor) -> SolventKernel | None:
+        """Return the compiled kernel for positions of this device and type, None where there is none."""
         dtype = positions.dtype
         if not self._compiled or positions.device.type != "cpu" or dtype not in DTYPES:
-            return self._in_chunks(positions, gradient)
+            return None
         if dtype not in self._kernels:
             rescaling = (self.alpha, self.beta, self.gamma)
             self._kernels[dtype] = SolventKernel(self._rows, rescaling, self._factor, CLOSEST_NM, DTYPES[dtype])
-        target = None if gradient is None else gradient.numpy()
-        return torch.from_numpy(self._kernels[dtype](positions.detach().contiguous().numpy(), target, self._threads))
+        return self._kernels[dtype]
+
+    def kernel_job(self, positions: Tensor) -> tuple[Any, ...] | None:
+        """Return ``KernelJobs.solvent`` of positions ``[B, N, 3]`` in nm, None where one thread does not do it all."""
+        kernel = self._kernel(positions)
+        if kernel is None or self._threads > 1:
+            return None
+        x = positions.detach().numpy()
+        return kernel.job(x, np.empty_like(x), np.empty(len(x), x.dtype))
 
     def born_radii(self, positions: Tensor) -> Tensor:
         """Return the effective Born radii ``[B, N]`` in nm.
@@ -280,6 +296,18 @@ class SolvatedForceField(nn.Module):
         energy, gradient = self.force_field.energy_and_gradient(positions)
         solvation, by_positions = self.solvent.energy_and_gradient(positions)
         return energy + solvation, gradient + by_positions
+
+    def kernel_jobs(self, positions: Tensor) -> KernelJobs | None:
+        """Return what a compiled loop needs for :meth:`energy_and_gradient` at these positions as they change.
+
+        Args:
+            positions: ``[B, N, 3]`` nm, contiguous.
+
+        Returns:
+            None where the kernels alone, in one thread, are not the whole energy.
+        """
+        vacuum, solvent = self.force_field.kernel_jobs(positions), self.solvent.kernel_job(positions)
+        return None if vacuum is None or solvent is None else replace(vacuum, solvent=solvent)
 
 
 def differentiable_energy(term: ImplicitSolvent | SolvatedForceField, positions: Tensor) -> Tensor:

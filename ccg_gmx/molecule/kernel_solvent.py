@@ -209,9 +209,7 @@ class SolventKernel:
         jobs = []
         for start in range(0, len(positions), share):
             part = slice(start, start + share)
-            target = None if gradient is None else gradient[part]
-            constants = (self._atoms, self._rescaling, self._constants)
-            jobs.append((positions[part], target, energy[part], self._work(), self._count, *constants))
+            jobs.append(self.job(positions[part], None if gradient is None else gradient[part], energy[part]))
         others = [threading.Thread(target=solvation_of_frames, args=job) for job in jobs[1:]]
         for thread in others:
             thread.start()
@@ -220,6 +218,17 @@ class SolventKernel:
         for thread in others:
             thread.join()
         return energy
+
+    def job(self, positions: NDArray[Any], gradient: NDArray[Any] | None, energy: NDArray[Any]) -> tuple[Any, ...]:
+        """Return the arguments of ``solvation_of_frames`` for these arrays, with work space of their own.
+
+        Args:
+            positions: ``[B, N, 3]`` nm, contiguous.
+            gradient: ``[B, N, 3]`` kJ/mol/nm to be written, or None.
+            energy: ``[B]`` kJ/mol to be written.
+        """
+        constants = (self._atoms, self._rescaling, self._constants)
+        return positions, gradient, energy, self._work(), self._count, *constants
 
     def _work(self) -> tuple[NDArray[Any], ...]:
         """Arrays of one thread: positions, forces; four of atoms; two derivatives and one push of every pair."""
