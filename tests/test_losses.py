@@ -172,7 +172,7 @@ def test_nan_energy_is_not_hidden() -> None:
 
 
 def test_points_where_every_draw_clashes_do_not_spread_the_flow() -> None:
-    """Four lengths, a third of the coarse points impossible: entropy against the logarithm of one energy would win there.
+    """Four lengths, a third of the coarse points impossible: entropy would win there against a logarithm.
 
     With the energy alone compressed the longest draw passes 100 within these steps.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
+
+from ccg_gmx.commands.progress import Bar
 
 PARTS = ("cycle", "enhanced", "md")
 
@@ -71,7 +72,7 @@ def bench_free_energy(
         walkers=walkers,
         segment_steps=segment_steps,
     )
-    bench = Bench(options, lambda line: click.echo(line, err=True), None if quiet else _Bar)
+    bench = Bench(options, lambda line: click.echo(line, err=True), None if quiet else Bar)
     result = bench.run(tuple(parts) or PARTS)
     if result is None:
         click.echo(f"done: {', '.join(parts)}; without --part the rest is made and compared", err=True)
@@ -79,27 +80,3 @@ def bench_free_energy(
     if plot is not None:
         plot_free_energy(result, plot)
     click.echo(json.dumps(finite(result), indent=1) if as_json else result_text(result))
-
-
-class _Bar:
-    """Progress of one group of runs, one line on stderr at a time; the cycle's own stages included."""
-
-    def __init__(self, label: str, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=float(total),
-            desc=f"{label:>16}",
-            bar_format="{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left",
-            mininterval=0.5 if sys.stderr.isatty() else 60.0,
-            delay=0.0 if sys.stderr.isatty() else 60.0,
-            ncols=90,
-        )
-
-    def update_to(self, done: float, total: float | None = None) -> None:
-        """Show ``done``."""
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the finished bar on the screen."""
-        self._bar.close()

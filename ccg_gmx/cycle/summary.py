@@ -16,6 +16,7 @@ from ccg_gmx.cycle.store import EVALUATIONS, read_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.cycle.turns import Results
 from ccg_gmx.cycle.views import coarse_surfaces, load_fit, references, shown_surfaces
+from ccg_gmx.free_energy.bootstrap import bar_with_blocks
 from ccg_gmx.free_energy.combine import error_with_members
 from ccg_gmx.free_energy.diagnostics import Diagnostics, FineEvidence, diagnose
 from ccg_gmx.free_energy.reference import Reference
@@ -30,6 +31,8 @@ from ccg_gmx.free_energy.surface import (
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import thermal_energy
+
+_LEAST_BAR_FRAMES = 20
 
 
 def final_diagnostics(results: Results) -> Diagnostics:
@@ -144,6 +147,8 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
         block["run_ess_fraction"] = diagnostics.runs.least_ess_fraction
     if diagnostics.basin_frames:
         block["held_out_frames"] = diagnostics.basin_frames
+    if gaps := bar_gaps(results):
+        block["bar_gap_kT"] = gaps
     if len(workflow.basins) >= 2:
         block["delta_f"] = f"{workflow.basins[1].name} minus {workflow.basins[0].name}"
         block["delta_f_kJ_mol"], block["delta_f_error"] = basin_difference(results)
@@ -151,6 +156,33 @@ def free_energy_summary(results: Results, diagnostics: Diagnostics) -> dict[str,
     block["moved_kT"] = results.turns[-1].moved_kT
     block["largest_error_kT"] = results.turns[-1].largest_error_kT
     return block
+
+
+def bar_gaps(results: Results) -> dict[str, dict[str, float]]:
+    """Bennett's acceptance ratio in every named basin, between held-out fine frames and draws at their torsions.
+
+    Log-weights are taken relative to the final surface, so what comes out is how far f would have to move to suit both
+    sides: 0 within its error. The fine frames and these draws took no part in that surface. Basins in which no flow
+    overlaps with the frames, or without frames, are left out: the other diagnostics name them.
+    """
+    fit, names = load_fit(results.surface), tuple(results.workflow.coarse.torsions)
+    found: dict[str, dict[str, float]] = {}
+    members = [load_held_out(folder) for folder in results.held_out]
+    f = fit.values(members[0].s)
+    for basin in results.workflow.basins:
+        rows = basin.mask(members[0].s, names)
+        if rows.sum() < _LEAST_BAR_FRAMES or not all(np.isfinite(held.fine[rows]).all() for held in members):
+            continue
+        ratios = [
+            bar_with_blocks(held.fine[rows] + f[rows], held.run[rows], held.drawn[rows] + f[rows, None])
+            for held in members
+        ]
+        # the members share the fine frames, so that their mean is no better than one of them
+        found[basin.name] = {
+            "gap": float(np.mean([ratio.f for ratio in ratios])),
+            "error": float(np.mean([ratio.error for ratio in ratios])),
+        }
+    return found
 
 
 def basin_difference(results: Results) -> tuple[float, float]:

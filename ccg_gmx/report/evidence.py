@@ -88,6 +88,15 @@ def _coverage_numbers(data: ReportData) -> list[Html]:
     frames = block.get("held_out_frames") if isinstance(block, Mapping) else None
     if isinstance(frames, Mapping):
         items += [(f"held-out frames in {name}", words.count(float(count))) for name, count in frames.items()]
+    gaps = block.get("bar_gap_kT") if isinstance(block, Mapping) else None
+    if isinstance(gaps, Mapping):
+        items += [
+            (
+                f"shift of f in {name} that fine frames ask for (BAR)",
+                f"{words.number(gap['gap'])} ± {words.number(gap['error'])} kT",
+            )
+            for name, gap in gaps.items()
+        ]
     least = words.lookup(data.summary, "free_energy.run_ess_fraction")
     if least is not None:
         items.append(("effective fraction, the run with the least", words.percent(least)))
