@@ -67,7 +67,8 @@ class Histogram:
 
     def probability(self, rows: IntArray, w: FloatArray) -> FloatArray:
         """Normalised (smoothed) histogram of the rows with weights ``w [T']``."""
-        counts = np.bincount(self.cells[rows], w, minlength=self.size + 1)[: self.size].reshape(self.padded)
+        found = np.bincount(self.cells[rows], w, minlength=self.size + 1)[: self.size]
+        counts: FloatArray = found.astype(np.float64).reshape(self.padded)
         for axis, smoother in enumerate(self.smoothers):
             if smoother is not None:
                 counts = np.moveaxis(np.tensordot(smoother, counts, axes=(1, axis)), 0, axis)
