@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ccg_gmx.commands.fes_colvar import colvar
+from ccg_gmx.commands.fes_hills import hills
 from ccg_gmx.commands.fes_options import BASIN, BASIN_HELP, parse_basin, parse_bias, parse_torsions
 from ccg_gmx.commands.progress import progress_bar
 
@@ -214,3 +216,7 @@ def show(
 
         plot_minima(surface, found, plot)
     click.echo(json.dumps(finite(report), indent=1) if as_json else show_text(report))
+
+
+for _command in (colvar, hills):
+    fes.add_command(_command)

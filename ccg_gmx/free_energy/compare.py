@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.ndimage import map_coordinates
@@ -32,6 +32,18 @@ from ccg_gmx.records import FloatArray, FreeEnergySurface
 
 Box = frozenset[tuple[str, float, float]]
 """What a basin is, whatever its name: (torsion, from, to) in degrees of every torsion."""
+
+
+class NamedRanges(Protocol):
+    """A basin, of torsions or of any variables."""
+
+    @property
+    def name(self) -> str:
+        """Name of the state."""
+
+    @property
+    def ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Variable -> (from, to)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,14 @@ def load_subject(path: Path, temperature_K: float | None = None, names: Sequence
         if temperature_K is None:
             raise CcgError(f"{path} is a PLUMED grid without a temperature", remedy="give --temperature")
         return Subject(path.name, read_plumed_grid(path, temperature_K))
-    if "f" in npz_keys(path):
+    keys = npz_keys(path)
+    if "grid_version" in keys:
+        raise CcgError(
+            f"{path} is not over torsions on one grid",
+            expected="periodic torsions from -pi to pi, with equally many bins",
+            remedy="the file beside it, PREFIX.dat, is for other programs",
+        )
+    if "f" in keys:
         return Subject(path.stem, load_surface(path), None, _known_differences(path))
     references = load_reference_set(path)
     wanted = tuple(names) if names is not None else next(iter(references))
@@ -153,10 +172,12 @@ def load_subject(path: Path, temperature_K: float | None = None, names: Sequence
 
 def holds_several(path: Path) -> bool:
     """Whether a file holds surfaces over different torsions, of which :func:`load_subject` must choose one."""
-    return path.is_file() and path.suffix == ".npz" and "f" not in npz_keys(path) and len(load_reference_set(path)) > 1
+    if not path.is_file() or path.suffix != ".npz" or {"f", "grid_version"} & npz_keys(path):
+        return False
+    return len(load_reference_set(path)) > 1
 
 
-def save_report(path: Path, basins: Sequence[Basin], report: dict[str, Any]) -> Path:
+def save_report(path: Path, basins: Sequence[NamedRanges], report: dict[str, Any]) -> Path:
     """Write a report beside a surface, from which ``load_subject`` takes differences between basins.
 
     Args:
@@ -168,7 +189,7 @@ def save_report(path: Path, basins: Sequence[Basin], report: dict[str, Any]) -> 
         Path of the report.
     """
     target = path.with_suffix(".json")
-    ranges = {basin.name: basin.ranges for basin in basins}
+    ranges = {basin.name: dict(basin.ranges) for basin in basins}
     text = json.dumps({**report, "basins": ranges, "npz_sha256": _sha256(path)}, indent=1)
     partial = target.with_name(f".{target.name}.tmp")
     partial.write_text(text + "\n", encoding="utf-8")
