@@ -102,13 +102,14 @@ def support(hills: HillSet) -> FloatArray:
     """``[n, d]`` how far each hill reaches along each axis, units of the variables.
 
     For tilted hills PLUMED takes the extent of the longest principal axis, which is less than the whole reach of the
-    hill; its grids, those of the simulation too, have no more.
+    hill, and for three variables (2.10) it reads the matrix of eigenvectors, which has them in rows, by columns. Its
+    grids, those of the simulation too, have no more than that.
     """
     if not hills.tilted:
         width = hills.lower[:, range(hills.centers.shape[1]), range(hills.centers.shape[1])]
     else:
         values, vectors = np.linalg.eigh(hills.lower @ hills.lower.transpose(0, 2, 1))
-        width = np.sqrt(values[:, -1:]) * np.abs(vectors[:, :, -1])
+        width = np.sqrt(values[:, -1:]) * np.abs(vectors[:, -1, :])
     return np.asarray(np.sqrt(2 * CUTOFF) * width)
 
 
