@@ -95,3 +95,11 @@ class GmxDumpError(ToolError):
 
 class GmxEnergyError(ToolError):
     """``gmx energy`` could not read its file."""
+
+
+class PlumedError(ToolError):
+    """``plumed driver`` failed."""
+
+
+class PluginError(ToolError):
+    """The PLUMED plug-in could not be compiled, linked or loaded, or gives a wrong answer."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ccg_gmx.engine import toolchain
+from ccg_gmx.engine import probe, toolchain
 from ccg_gmx.engine.toolchain import Part, Toolchain, format_toolchain, inspect_toolchain
 
 PLUMED = """\
@@ -150,7 +150,7 @@ def test_plumed_modules(add: AddProgram, tmp_path: Path, pytorch: str, found: bo
     "body", ["exit 1", "echo nonsense; kill -9 $$", "exec sleep 60"], ids=["fails", "dies", "hangs"]
 )
 def test_programs_that_misbehave_are_missing(add: AddProgram, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    monkeypatch.setattr(toolchain, "_QUICK_S", 0.5)
+    monkeypatch.setattr(probe, "QUICK_S", 0.5)
     monkeypatch.setenv("PATH", f"{add('plumed', body).parent}:/bin")
     for look in (toolchain._find_kernel, toolchain._plumed_modules):
         assert not look().found

@@ -6,26 +6,26 @@ A part that is missing, too old or broken is a row of the answer, never an excep
 
 from __future__ import annotations
 
-import os
 import platform
-import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ccg_gmx import __version__
+from ccg_gmx.engine.compiler import find_compiler
 from ccg_gmx.engine.gromacs import MINIMUM_VERSION, Gmx
+from ccg_gmx.engine.plumed import find_kernel
+from ccg_gmx.engine.plumed_build import find_plugin
+from ccg_gmx.engine.probe import first_line, run
 from ccg_gmx.engine.settings import available_cores
 from ccg_gmx.errors import CcgError
 
 PLUMED_MODULES = ("opes", "pytorch", "annfunc")
 """Optional PLUMED modules that the package has a use for."""
 
-_QUICK_S, _SLOW_S = 20.0, 120.0
-_KERNEL_NAMES = ("libplumedKernel.so", "libplumedKernel.dylib")
+_SLOW_S = 120.0
 _CONDA = "conda install -c conda-forge"
 
 
@@ -114,7 +114,7 @@ def inspect_toolchain() -> Toolchain:
         "gmxapi": _gmxapi,
         "PLUMED kernel": _find_kernel,
         "PLUMED modules": _plumed_modules,
-        "PLUMED plug-in": lambda: _Finding(False, detail="not built; comes with step 4"),
+        "PLUMED plug-in": _plugin,
         "C++ compiler": _compiler,
         "GPU": _gpu,
     }
@@ -164,7 +164,7 @@ _COSTS: Mapping[str, tuple[str, str]] = {
         "no OPES biases, no PYTORCH_MODEL or ANN models in PLUMED; the cycle needs none",
         "the conda-forge plumed, or a build of your own with `./configure --enable-modules=opes:annfunc:pytorch`",
     ),
-    "PLUMED plug-in": ("no ccg_gmx models inside PLUMED; the cycle needs none", "a later version of this package"),
+    "PLUMED plug-in": ("no ccg_gmx models inside PLUMED; the cycle needs none", "`ccg plumed build`"),
     "C++ compiler": (
         "no models compiled for this processor and no PLUMED plug-in",
         f"`apt-get install g++`, or `{_CONDA} cxx-compiler`",
@@ -185,30 +185,6 @@ def _part(name: str, look: Callable[[], _Finding]) -> Part:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
-
-
-def _run(command: Sequence[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str] | None:
-    """Run a program to its end; None when it cannot be started or takes too long."""
-    try:
-        return subprocess.run(
-            list(command),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=_QUICK_S if timeout_s is None else timeout_s,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def _first_line(command: Sequence[str]) -> str:
-    """First line a program prints, or an empty string when it fails."""
-    result = _run(command)
-    lines = result.stdout.strip().splitlines() if result is not None and result.returncode == 0 else []
-    return lines[0].strip() if lines else ""
 
 
 # ---------------------------------------------------------------- Python side
@@ -238,7 +214,7 @@ def _mdanalysis() -> _Finding:
 def _gmxapi() -> _Finding:
     # In a child: against the wrong GROMACS its import can end the process, and with some MPI builds it starts MPI.
     # -P: a folder of that name where the user happens to stand is not the module.
-    result = _run([sys.executable, "-P", "-c", "import gmxapi; print(gmxapi.__version__)"], _SLOW_S)
+    result = run([sys.executable, "-P", "-c", "import gmxapi; print(gmxapi.__version__)"], _SLOW_S)
     if result is None:
         return _Finding(False, detail="its import does not end")
     if result.returncode == 0:
@@ -250,7 +226,7 @@ def _gmxapi() -> _Finding:
 
 
 def _gpu() -> _Finding:
-    listed = _run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
+    listed = run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
     names = listed.stdout.strip().splitlines() if listed is not None and listed.returncode == 0 else []
     import torch
 
@@ -265,33 +241,14 @@ def _gpu() -> _Finding:
 
 
 def _find_kernel() -> _Finding:
-    """PLUMED's shared library, looked for where GROMACS looks first (PLUMED_KERNEL), then where it usually is."""
-    named = os.environ.get("PLUMED_KERNEL", "")
-    if named:
-        if Path(named).is_file():
-            return _Finding(True, _kernel_version(Path(named)), f"{named} (PLUMED_KERNEL)")
-        return _Finding(False, detail=f"PLUMED_KERNEL names {named}, which is not a file")
-    for origin, folders in (
-        ("plumed on PATH", _plumed_folders()),
-        ("Python or conda prefix", [Path(prefix) / "lib" for prefix in _prefixes()]),
-        ("library path", [Path(p) for p in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if p]),
-        ("ldconfig", _ldconfig_folders()),
-    ):
-        for file in (folder / name for folder in folders for name in _KERNEL_NAMES):
-            if file.is_file():
-                advice = f"{file} ({origin}); set PLUMED_KERNEL to it for mdrun -plumed"
-                return _Finding(True, _kernel_version(file), advice)
-    return _Finding(False, detail="not found")
-
-
-def _kernel_version(kernel: Path) -> str:
-    """Version of the plumed program, when the kernel is that program's own; a kernel alone does not tell."""
-    own = {folder.resolve() for folder in _plumed_folders()}
-    return _plumed_version() if kernel.resolve().parent in own else ""
-
-
-def _prefixes() -> list[str]:
-    return list(dict.fromkeys(filter(None, (os.environ.get("CONDA_PREFIX"), sys.prefix))))
+    try:
+        kernel = find_kernel()
+    except CcgError as error:
+        return _Finding(False, detail=error.found)
+    if kernel.origin == "PLUMED_KERNEL":
+        return _Finding(True, kernel.version, f"{kernel.library} (PLUMED_KERNEL)")
+    advice = f"{kernel.library} ({kernel.origin}); set PLUMED_KERNEL to it for mdrun -plumed"
+    return _Finding(True, kernel.version, advice)
 
 
 def _plumed_program() -> list[str] | None:
@@ -300,49 +257,35 @@ def _plumed_program() -> list[str] | None:
     return [path, "--no-mpi"] if path else None
 
 
-def _plumed_version() -> str:
-    program = _plumed_program()
-    return _first_line([*program, "info", "--long-version"]) if program else ""
-
-
-def _plumed_folders() -> list[Path]:
-    """Folders of the kernel that belongs to the plumed program: beside its root when installed, inside when not."""
-    program = _plumed_program()
-    root = _first_line([*program, "info", "--root"]) if program else ""
-    return [Path(root).parent, Path(root) / "src" / "lib"] if root else []
-
-
-def _ldconfig_folders() -> list[Path]:
-    # /sbin is not on every user's PATH.
-    program = shutil.which("ldconfig") or shutil.which("ldconfig", path="/sbin:/usr/sbin")
-    result = _run([program, "-p"]) if program else None
-    lines = result.stdout.splitlines() if result is not None and result.returncode == 0 else []
-    return [Path(line.split("=>")[-1].strip()).parent for line in lines if "libplumedKernel" in line and "=>" in line]
-
-
 def _plumed_modules() -> _Finding:
     program = _plumed_program()
     if program is None:
         return _Finding(False, detail="cannot be asked: no plumed program on PATH")
-    result = _run([*program, "config", "module", *PLUMED_MODULES])
+    result = run([*program, "config", "module", *PLUMED_MODULES])
     if result is None:
         return _Finding(False, detail=f"{program[0]} config does not answer")
     # One line per module, "opes on"; the exit status is 1 as soon as one of them is off.
     answers = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if len(line.split()) >= 2)
     states = {name: "on" if answers.get(name) == "on" else "off" for name in PLUMED_MODULES}
     detail = ", ".join(f"{name} {state}" for name, state in states.items())
-    return _Finding(all(state == "on" for state in states.values()), _plumed_version(), detail)
+    version = first_line([*program, "info", "--long-version"])
+    return _Finding(all(state == "on" for state in states.values()), version, detail)
+
+
+def _plugin() -> _Finding:
+    try:
+        built = find_plugin()
+    except CcgError as error:
+        return _Finding(False, detail=error.found)
+    return _Finding(True, f"for PLUMED {built.plumed or '?'}", f"{built.library}; {built.words}")
 
 
 # ---------------------------------------------------------------- compiler
 
 
 def _compiler() -> _Finding:
-    wanted = shlex.split(os.environ.get("CXX", ""))
-    for command in ([wanted] if wanted else []) + [["c++"], ["g++"], ["clang++"]]:
-        path = shutil.which(command[0])
-        line = _first_line([path, *command[1:], "--version"]) if path else ""
-        if path and line:
-            version = _first_line([path, *command[1:], "-dumpfullversion", "-dumpversion"])
-            return _Finding(True, version, f"{path}: {line}")
-    return _Finding(False, detail="none on PATH")
+    try:
+        compiler = find_compiler()
+    except CcgError as error:
+        return _Finding(False, detail=error.found)
+    return _Finding(True, compiler.version, f"{compiler.command[0]}: {compiler.banner}")
