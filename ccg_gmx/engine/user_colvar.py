@@ -197,7 +197,8 @@ def histogram_axis(wanted: Range, domain: tuple[float, float] | None, x: FloatAr
         if domain is not None:
             return Axis(wanted.name, *domain, bins, True, period)
         low, high = float(x.min()), float(x.max())
-        low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+        margin = 1e-6 * (high - low) if high > low else 0.5  # the outermost frames are inside
+        low, high = low - margin, high + margin
     else:
         low, high = wanted.low, wanted.high
     check_range(wanted.name, low, high, period)

@@ -14,7 +14,7 @@ from ccg_gmx.free_energy.bootstrap import BlockPlan, BootstrapSettings
 from ccg_gmx.free_energy.histogram import Histogram
 from ccg_gmx.free_energy.settling import Settling, settling
 from ccg_gmx.free_energy.umbrella import Windows
-from ccg_gmx.free_energy.weighted_frames import BasinDifference, Reweight, estimate_frames, influence
+from ccg_gmx.free_energy.weighted_frames import BasinDifference, Reweight, estimate_frames, fixed_weights, influence
 from ccg_gmx.records import FloatArray, IntArray
 
 STEPS = 10
@@ -101,7 +101,7 @@ def colvar_surface(
     found = estimate_frames(
         histogram,
         run,
-        w,
+        log_w,
         influence(features, w, inside) if windows is None else features,
         basins=[box.name for box in boxes],
         inside=inside,
@@ -119,7 +119,7 @@ def colvar_surface(
         halves_js=found.halves_js,
         differences=found.differences,
         plan=found.plan,
-        settling=_settling(histogram, run, time, reweight or (lambda rows: w[rows]), boxes, inside),
+        settling=_settling(histogram, run, time, reweight or fixed_weights(log_w), boxes, inside),
         warnings=(*found.warnings, *(windows.warnings if windows else ())),
     )
 

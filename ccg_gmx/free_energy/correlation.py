@@ -122,7 +122,7 @@ def growth_of_error(
     sums = [np.bincount(block_labels(run, size), centred) for size in (length, 2 * length)]
     means = len(np.unique(run)) if per_run_mean else 1
     left = [len(s) - means for s in sums]
-    if left[1] < 3 or not sums[0].any():
+    if left[1] < 3 or not (sums[0] ** 2).any():
         return 1.0, np.inf
     variances = [len(s) / n * float((s**2).sum()) for s, n in zip(sums, left, strict=True)]
     return float(np.sqrt(variances[1] / variances[0])), float(np.sqrt(0.5 / left[1]))

@@ -100,7 +100,7 @@ def frame_surface(
     found = estimate_frames(
         Histogram.of(s, axes, [settings.kde_degrees / DEGREES_PER_RADIAN] * len(axes)),
         run,
-        w,
+        log_w,
         influence(np.concatenate([np.cos(s), np.sin(s)], axis=1), w, inside),
         basins=[basin.name for basin in basins],
         inside=inside,

@@ -52,7 +52,7 @@ def settling(
         names: of the basins.
         basins: n arrays ``[len(names)]`` of free energies in kT, any common offset.
     """
-    stack = np.stack([own - own.min() for own in f])
+    stack = np.stack([own - own.min() if np.isfinite(own).any() else own for own in f])
     last = stack[-1]
     rmsd = np.array([_rmsd(own, last) for own in stack])
     each = np.array(basins).reshape(len(stack), len(names))

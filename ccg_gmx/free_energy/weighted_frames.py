@@ -35,6 +35,9 @@ HEAVY_WEIGHT = 0.05
 HALVES_APART = 4.0
 """Squared difference of the halves over its expectation that is warned about; one slow mode alone exceeds it in 5 %."""
 
+TINY = 1e-100
+"""Weights below it, relative to the heaviest, are found anew from their logarithms when there are no others."""
+
 Reweight = Callable[[IntArray], FloatArray]
 """From rows ``[T']``, some of them repeated, to their weights ``[T']``."""
 
@@ -91,7 +94,7 @@ class FrameEstimate:
 def estimate_frames(
     histogram: Histogram,
     run: IntArray,
-    w: FloatArray,
+    log_w: FloatArray,
     series: FloatArray,
     *,
     basins: Sequence[str] = (),
@@ -107,14 +110,15 @@ def estimate_frames(
     Args:
         histogram: bins of the T frames.
         run: ``[T]`` label of the run of each frame; frames of a run in order of time.
-        w: ``[T]`` weights, sum 1.
+        log_w: ``[T]`` log-weights, any offset.
         series: ``[T, k]`` from which the correlation is judged, see :func:`influence`.
         basins: names of the boxes.
         inside: ``[len(basins), T]`` frames in each box.
         settings: of the bootstrap.
-        reweight: weights of a resample, when they depend on it; by default those of its frames, ``w[rows]``.
+        reweight: weights of a resample, when they depend on it; by default those of its frames.
     """
-    weights_of = reweight or (lambda rows: w[rows])
+    w = np.exp(log_w - logsumexp(log_w))
+    weights_of = reweight or fixed_weights(log_w)
     plan = plan_blocks(series, run, settings)
     blocks = run if plan.unit == "runs" else block_labels(run, plan.length)
     centre = histogram.probability(np.arange(len(w)), w)
@@ -149,6 +153,17 @@ def estimate_frames(
             *_basin_warnings(differences),
         ),
     )
+
+
+def fixed_weights(log_w: FloatArray) -> Reweight:
+    """Weights of frames that do not depend on the others; the offset does, where all of them would vanish."""
+    w = np.exp(log_w - log_w.max())
+
+    def weights_of(rows: IntArray) -> FloatArray:
+        own = w[rows]
+        return own if own.max() > TINY else np.exp(log_w[rows] - log_w[rows].max())
+
+    return weights_of
 
 
 def influence(features: FloatArray, w: FloatArray, inside: np.ndarray) -> FloatArray:
