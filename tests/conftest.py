@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run
-from ccg_gmx.errors import CcgError
+from ccg_gmx.engine.plumed import Kernel, find_kernel
+from ccg_gmx.engine.plumed_build import Plugin
+from ccg_gmx.engine.plumed_setup import make_plugin
+from ccg_gmx.errors import CcgError, ToolMissingError
 
 ALANINE = Path(__file__).resolve().parent.parent / "topologies" / "alanine_dipeptide"
 
@@ -45,6 +46,27 @@ def alanine_trr(gmx: Gmx, alanine_tpr: Path) -> Path:
     return gmx.mdrun(alanine_tpr, alanine_tpr.parent, name="fine").trajectory
 
 
+@pytest.fixture(scope="session")
+def kernel() -> Kernel:
+    """The PLUMED of this machine with its program; tests that ask for it are skipped where there is none."""
+    try:
+        found = find_kernel()
+        found.check_version()
+        assert found.command
+    except CcgError as error:
+        pytest.skip(str(error))
+    return found
+
+
+@pytest.fixture(scope="session")
+def plugin(kernel: Kernel) -> Plugin:
+    """The plug-in for that PLUMED, built into the user's cache if it is not there."""
+    try:
+        return make_plugin(test=False)
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which optional parts this run could test."""
     terminalreporter.section("optional parts")
@@ -61,12 +83,11 @@ def _gmx() -> str:
 
 
 def _plumed() -> str:
-    kernel = os.environ.get("PLUMED_KERNEL")
-    if kernel and Path(kernel).is_file():
-        return f"ran with {Path(kernel).name} (PLUMED_KERNEL)"
-    if shutil.which("plumed"):
-        return "ran with plumed on PATH"
-    return f"skipped: PLUMED_KERNEL {'names no file' if kernel else 'is not set'} and there is no plumed on PATH"
+    try:
+        found = find_kernel()
+    except CcgError as error:
+        return f"skipped: {error}"
+    return f"ran with {found.library} ({found.origin}, version {found.version or 'unknown'})"
 
 
 def _gmxapi() -> str:
