@@ -70,6 +70,8 @@ def _grid_axis(text: str, name: str, domain: tuple[float, float] | None) -> Axis
     if len(parts) != 3:
         raise wrong
     low, high, bins = plumed_number(parts[0]), plumed_number(parts[1]), _bins(parts[2], wrong)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise wrong
     period = None if domain is None else domain[1] - domain[0]
     check_range(name, low, high, period)
     if domain is not None and max(abs(low - domain[0]), abs(high - domain[1])) < 1e-6:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 import numpy as np
 
 if TYPE_CHECKING:
+    from ccg_gmx.free_energy.axes import Axis
     from ccg_gmx.free_energy.hills import HillSet
     from ccg_gmx.molecule.hills_file import Hills
     from ccg_gmx.records import FloatArray
@@ -62,13 +64,14 @@ def hills(
         write_files,
     )
     from ccg_gmx.cycle.store import finite
-    from ccg_gmx.free_energy.hills import automatic_axes, hills_surface
+    from ccg_gmx.free_energy.hills import automatic_axes, check_size, hills_surface
     from ccg_gmx.molecule.hills_file import read_hills
 
     kelvin = temperature or DEFAULT_TEMPERATURE_K
     read = read_hills(files)
     chosen = _hill_set(read, energy_unit, kelvin)
     axes = parse_grids(grids, read.names, read.domains) or automatic_axes(chosen, read.names, read.domains)
+    check_size(axes)
     boxes = parse_boxes(basins, axes)
     ends = _ends(len(read.heights), stride, int(np.prod([axis.points for axis in axes])))
     found = hills_surface(
@@ -82,12 +85,13 @@ def hills(
         factor=(read.biasfactor - 1) / read.biasfactor if negbias and read.biasfactor > 1 else 1.0,
         whole=whole_hills,
     )
-    report = finite(hills_report(found, read, temperature_note(temperature)))
+    notes = [*temperature_note(temperature), *_wide_note(chosen, axes)]
+    report = finite(hills_report(found, read, notes))
     written = write_files(found.surface, found.settling, boxes, report, out, plot=plot)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
-        click.echo(hills_text(hills_report(found, read, temperature_note(temperature)), written))
+        click.echo(hills_text(hills_report(found, read, notes), written))
 
 
 def _hill_set(read: Hills, energy_unit: str, kelvin: float) -> HillSet:
@@ -98,6 +102,16 @@ def _hill_set(read: Hills, energy_unit: str, kelvin: float) -> HillSet:
 
     scale = ENERGY_UNITS[energy_unit] or thermal_energy(kelvin)
     return HillSet(read.centers, read.lower, read.heights * scale, read.multivariate, read.stretched, read.interval)
+
+
+def _wide_note(chosen: HillSet, axes: Sequence[Axis]) -> list[str]:
+    """Where this sum differs from PLUMED's, whose grid counts the overlapping ends of such hills twice."""
+    from ccg_gmx.free_energy.hills import wider_than_half
+
+    return [
+        f"hills reach around the whole period of {name}: every point counts once here, in PLUMED's grids partly twice"
+        for name in wider_than_half(chosen, axes)
+    ]
 
 
 def _ends(count: int, stride: int | None, points: int) -> list[int]:

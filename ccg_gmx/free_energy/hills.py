@@ -85,11 +85,16 @@ def automatic_axes(
             axes.append(Axis(name, float(f"{low:.6g}"), float(f"{high:.6g}"), bins + 1))  # PLUMED keeps six digits
     if all(axis.torsion for axis in axes):  # one grid for all, so that other commands can read it
         axes = [replace(axis, points=max(own.points for own in axes)) for axis in axes]
-    _require_size(axes)
+    check_size(axes)
     return tuple(axes)
 
 
-def _require_size(axes: Sequence[Axis]) -> None:
+def check_size(axes: Sequence[Axis]) -> None:
+    """Refuse grids of too many points.
+
+    Raises:
+        CcgError: too many.
+    """
     size = int(np.prod([float(axis.points) for axis in axes]))
     if size > MOST_POINTS:
         shape = " x ".join(str(axis.points) for axis in axes)
@@ -135,7 +140,7 @@ def sum_hills(
     Raises:
         CcgError: too many points.
     """
-    _require_size(axes)
+    check_size(axes)
     ends = [len(hills.heights)] if ends is None else ends
     d = len(axes)
     filled = [np.zeros(1)] * (3 - d) + [_evaluated_at(axis, hills.interval) for axis in axes]
@@ -222,6 +227,14 @@ def hills_surface(
         surface=grid_surface(f[-1], axes, temperature_K),
         settling=settling(x, label, list(f), [box.name for box in boxes], free),
         cut=_cut(hills) if not whole else 0.0,
+    )
+
+
+def wider_than_half(hills: HillSet, axes: Sequence[Axis]) -> tuple[str, ...]:
+    """Names of periodic variables where a hill reaches further than half a period; PLUMED counts parts of it twice."""
+    reach = support(hills).max(axis=0)
+    return tuple(
+        axis.name for axis, r in zip(axes, reach, strict=True) if axis.period is not None and r > axis.period / 2
     )
 
 
