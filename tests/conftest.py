@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from plumed_tools import FORMATS, MIXED, mixed_model, torsion_model, torsion_signature
 
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run
@@ -13,6 +14,7 @@ from ccg_gmx.engine.plumed import Kernel, find_kernel
 from ccg_gmx.engine.plumed_build import Plugin
 from ccg_gmx.engine.plumed_setup import make_plugin
 from ccg_gmx.errors import CcgError, ToolMissingError
+from ccg_gmx.export.torch_model import export_model
 
 ALANINE = Path(__file__).resolve().parent.parent / "topologies" / "alanine_dipeptide"
 
@@ -65,6 +67,18 @@ def plugin(kernel: Kernel) -> Plugin:
         return make_plugin(test=False)
     except ToolMissingError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, plugin: Plugin) -> dict[str, Path]:
+    """Models for the plug-in in every format: ``mixed_float64.pt2`` and so on."""
+    folder = tmp_path_factory.mktemp("models")
+    for suffix, dtype in FORMATS:
+        if plugin.torch or suffix == "json":
+            export_model(mixed_model(), MIXED, folder / f"mixed_{dtype}.{suffix}", dtype=dtype)
+    export_model(torsion_model(), torsion_signature(), folder / "torsions.json")
+    export_model(torsion_model(), torsion_signature(), folder / "torsions.pt", dtype="float64")
+    return {path.name: path for path in folder.iterdir()}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

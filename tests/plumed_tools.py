@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +16,25 @@ from ccg_gmx.engine.plumed import Kernel
 from ccg_gmx.engine.plumed_build import Plugin
 from ccg_gmx.engine.process import Finished, capture
 from ccg_gmx.export.contract import Quantity, Signature, energy, torsion
-from ccg_gmx.export.feature_perceptron import Feature, FeaturePerceptron
+from ccg_gmx.export.feature_perceptron import Feature, FeaturePerceptron, all_distances
 
 BOX_NM = 4.0
 TORSION_ATOMS = ((0, 1, 2, 3), (1, 2, 3, 4))
 TORSION_LINES = "phi: TORSION ATOMS=1,2,3,4\npsi: TORSION ATOMS=2,3,4,5\n"
 
 Array = NDArray[np.float64]
+
+OUTPUTS = (energy("f"), Quantity("turn", "rad", (-math.pi, math.pi)))
+FORMATS = [("json", "float64"), ("pt", "float32"), ("pt", "float64"), ("pt2", "float32"), ("pt2", "float64")]
+
+
+def mixed_model() -> FeaturePerceptron:
+    """One torsion and the distances of four atoms, two outputs."""
+    torch.manual_seed(3)
+    return FeaturePerceptron.build([Feature("sincos", 0), *all_distances(4)], 1, [12, 12, 2])
+
+
+MIXED = Signature((torsion("phi"),), OUTPUTS, atoms=4, temperature_K=300.0)
 
 
 def torsion_model(outputs: int = 1, seed: int = 0) -> FeaturePerceptron:
@@ -108,3 +122,12 @@ def evaluate(model: torch.nn.Module, inputs: Array) -> Array:
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         return exact(torch.tensor(inputs, dtype=torch.float64)[None])[0].numpy()
+
+
+def refused(done: Finished, message: str) -> None:
+    """The run stopped with one line that says so."""
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    lines = [line for line in text.splitlines() if re.search(message, line)]
+    assert lines, text[-2000:]
+    assert "frame #" not in text  # libtorch's own backtrace

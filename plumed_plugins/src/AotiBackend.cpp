@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 
 namespace ccg {
@@ -44,6 +45,41 @@ void checkCpu(const Contract& contract) {
   }
 }
 
+/// The loader unpacks into the temporary folder and cleans up in its destructor, which never runs where the MD engine
+/// ends by exit(), as GROMACS does after an error. So it unpacks into a folder of ours, gone as soon as the code is mapped.
+class PrivateTemporary {
+public:
+  PrivateTemporary() {
+    std::string path = (std::filesystem::temp_directory_path() / "ccg_torch_model_XXXXXX").string();
+    if (!mkdtemp(path.data())) {
+      throw std::runtime_error("no folder can be made in " + std::filesystem::temp_directory_path().string() +
+                               "; set TMPDIR to one with free space");
+    }
+    path_ = path;
+    if (const char* before = std::getenv("TMPDIR")) {
+      before_ = before;
+      wasSet_ = true;
+    }
+    setenv("TMPDIR", path.c_str(), 1);
+  }
+  ~PrivateTemporary() {
+    if (wasSet_) {
+      setenv("TMPDIR", before_.c_str(), 1);
+    } else {
+      unsetenv("TMPDIR");
+    }
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  PrivateTemporary(const PrivateTemporary&) = delete;
+  PrivateTemporary& operator=(const PrivateTemporary&) = delete;
+
+private:
+  std::filesystem::path path_;
+  std::string before_;
+  bool wasSet_ = false;
+};
+
 class AotiBackend : public Backend {
 public:
   AotiBackend(const std::string& path, const Contract& contract)
@@ -52,6 +88,7 @@ public:
     // The compiled code checks neither size nor type of its inputs, and reads past the buffer, unless this is set
     // before its first run.
     setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 1);
+    const PrivateTemporary here;
     // Single-threaded: without the pool's locks and without a second runner.
     loader_ = std::make_unique<Loader>(path, "model", true, 1, -1);
   }
@@ -98,6 +135,7 @@ private:
 
 Model openAoti(const std::string& path) {
   return withTorch([&] {
+    const PrivateTemporary here;  // this unpacks too
     const auto metadata = Loader::load_metadata_from_package(path, "model");
     const auto found = metadata.find("ccg_contract");
     if (found == metadata.end()) {

@@ -36,6 +36,14 @@ double distance(const std::vector<double>& found, const std::vector<double>& wan
 
 }
 
+std::string firstLine(const std::string& text) {
+  // TorchScript says "The following operation failed", a Python traceback, and at the very end what it was.
+  const std::string last = "RuntimeError: ";
+  const std::size_t error = text.rfind(last);
+  const std::size_t start = error == std::string::npos ? text.find_first_not_of(" \n\t") : error + last.size();
+  return start == std::string::npos ? "no reason given" : text.substr(start, text.find('\n', start) - start);
+}
+
 std::string show(double number, int digits) {
   std::ostringstream stream;
   stream.imbue(std::locale::classic());
@@ -65,6 +73,14 @@ void runTrials(Backend& backend, const Contract& contract) {
   const double tolerance = contract.dtype == "float64" ? 1e-9 : 1e-3;
   const std::size_t outputs = contract.outputs.size();
   std::vector<double> values(outputs), gradient(outputs * contract.inputs());
+  if (contract.trials.empty()) {
+    // No answers to compare with; but an input of the wrong size or type ends here rather than in the first step.
+    std::vector<double> input(contract.inputs());
+    for (std::size_t i = 0; i < input.size(); ++i) {
+      input[i] = 0.1 * static_cast<double>(i + 1);
+    }
+    backend.evaluate(input.data(), values.data(), gradient.data());
+  }
   for (std::size_t i = 0; i < contract.trials.size(); ++i) {
     const Trial& trial = contract.trials[i];
     backend.evaluate(trial.input.data(), values.data(), gradient.data());

@@ -40,6 +40,9 @@ Model openScript(const std::string& path, unsigned arguments, unsigned atoms);
 /// Evaluate the trials of the contract and compare with their answers; throws std::runtime_error with one line.
 void runTrials(Backend& backend, const Contract& contract);
 
+/// The line of a message that matters: libtorch puts a C++ backtrace below it, TorchScript a Python one above.
+std::string firstLine(const std::string& text);
+
 /// "1.5e-05": a number for a message, or with all digits.
 std::string show(double number, int digits = 9);
 

@@ -2,11 +2,12 @@
 #ifndef CCG_TORCH_GUARD_H
 #define CCG_TORCH_GUARD_H
 
+#include "Backend.h"
+
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
 #include <stdexcept>
-#include <string>
 
 namespace ccg {
 
@@ -30,12 +31,6 @@ public:
 private:
   int before_;
 };
-
-/// First line of a message: c10 puts a C++ backtrace, TorchScript a Python one below it.
-inline std::string firstLine(const std::string& text) {
-  const std::size_t start = text.find_first_not_of(" \n\t");
-  return start == std::string::npos ? "no reason given" : text.substr(start, text.find('\n', start) - start);
-}
 
 /// Run a piece of torch code; its errors become plain ones, in one line.
 template<class Code>

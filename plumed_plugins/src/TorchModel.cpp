@@ -146,7 +146,7 @@ void TorchModel::readModel(const std::string& file) {
     model_ = openModel(file, nArg_, getNumberOfAtoms());
     runTrials(*model_.backend, model_.contract);
   } catch (const std::exception& problem) {
-    error("model " + file + ": " + problem.what());
+    error("model " + file + ": " + firstLine(problem.what()));
   }
   const Contract& contract = model_.contract;
   input_.resize(contract.inputs());
@@ -193,6 +193,8 @@ void TorchModel::addOutputs() {
     }
     const std::string name = bias_ ? "bias" : output.name;
     addComponentWithDerivatives(name);
+    // A value has room for derivatives only once somebody asks for them; publish() writes them always.
+    getPntrToComponent(name)->resizeDerivatives(getNumberOfDerivatives());
     if (output.periodic) {
       componentIsPeriodic(name, domainEnd(output.low), domainEnd(output.high));
     } else {
@@ -233,7 +235,7 @@ void TorchModel::calculate() {
   try {
     model_.backend->evaluate(input_.data(), values_.data(), gradient_.data());
   } catch (const std::exception& problem) {
-    stop(problem.what());
+    stop(firstLine(problem.what()));
   }
   checkFinite();
   if (!translationChecked_ && getNumberOfAtoms() > 0) {
@@ -241,7 +243,7 @@ void TorchModel::calculate() {
     try {
       checkTranslation(model_.contract, gradient_);
     } catch (const std::exception& problem) {
-      stop(problem.what());
+      stop(firstLine(problem.what()));
     }
     translationChecked_ = true;
   }
