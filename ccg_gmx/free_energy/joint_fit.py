@@ -148,8 +148,8 @@ def fit_surface(
     f = design @ first
     v = _focused(points, v, f, settings.focus_kT)
     start = first if start is None else start
-    coefficients = _newton(design, points.log_z, v, ridge, start, settings.max_iterations)
-    return _with_covariance(basis, design, points, v, ridge, coefficients)
+    coefficients = minimise(design, points.log_z, v, ridge, start, settings.max_iterations)
+    return with_covariance(basis, design, points, v, ridge, coefficients)
 
 
 def jackknife(
@@ -233,13 +233,24 @@ def _least_squares(design: FloatArray, log_z: FloatArray, v: FloatArray, ridge: 
     return cho_solve(cho_factor(_weighted_gram(design, weights) + np.diag(ridge)), design.T @ (weights * target))
 
 
-def _newton(
+def minimise(
     design: FloatArray, log_z: FloatArray, v: FloatArray, ridge: FloatArray, start: FloatArray, steps: int
 ) -> FloatArray:
-    """Minimise the convex loss by Newton steps with halving.
+    """Minimise ``sum_m v_m [exp(log_z_m + f_m) - f_m] + ridge c^2 / 2``, f = design c, by Newton steps with halving.
 
     A factorised Hessian costs as much as hundreds of scores, so it is kept for as long as the Newton decrement falls
     tenfold per step. That changes the path, not the minimum.
+
+    Args:
+        design: ``[M, P]``.
+        log_z: ``[M]`` logarithms of mean weights, -inf included.
+        v: ``[M]`` weights.
+        ridge: ``[P]``.
+        start: ``[P]`` coefficients to start from.
+        steps: at most.
+
+    Raises:
+        CcgError: if that many steps do not suffice.
     """
 
     def loss(c: FloatArray) -> float:
@@ -277,14 +288,26 @@ def _hessian_factor(design: FloatArray, weights: FloatArray, ridge: FloatArray) 
     return cholesky(hessian, lower=True), True
 
 
-def _with_covariance(
+def with_covariance(
     basis: FourierBasis,
     design: FloatArray,
     points: PointEstimates,
     v: FloatArray,
     ridge: FloatArray,
     coefficients: FloatArray,
+    widen: bool = True,
 ) -> SurfaceFit:
+    """Return the fit with its sandwich covariance (see ``fit_surface``), widened where the basis does not suffice.
+
+    Args:
+        basis: P functions.
+        design: ``[M, P]``.
+        points: M points.
+        v: ``[M]`` weights of the fit.
+        ridge: ``[P]`` of the fit.
+        coefficients: ``[P]`` at the minimum.
+        widen: multiply the covariance by the lack of fit where that is above 1.
+    """
     ratio = np.exp(points.log_z + design @ coefficients)
     factor = (cholesky(_weighted_gram(design, v) + np.diag(ridge), lower=True), True)
     leverage = np.empty(len(v))
@@ -300,7 +323,7 @@ def _with_covariance(
         basis.order,
         basis.dims,
         coefficients,
-        0.5 * (covariance + covariance.T) * max(1.0, lack),
+        0.5 * (covariance + covariance.T) * (max(1.0, lack) if widen else 1.0),
         lack,
         len(points.s),
         float(leverage.sum()),

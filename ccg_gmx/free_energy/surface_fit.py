@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from ccg_gmx.free_energy.marginals import (
     marginal_with_slopes,
     quadrature_points,
     region_integral,
+    require_axes,
 )
 from ccg_gmx.free_energy.surface_files import read_npz, write_npz
 from ccg_gmx.free_energy.torsion_grid import Basin, BoolArray, grid, grid_points, shifted
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 
-FIT_VERSION = 2
+FIT_VERSION = 3
+_ARRAYS = ("shape", "limits", "coefficients", "covariance", "quality")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class SurfaceFit:
         points: coarse points fitted.
         effective_parameters: trace of the hat matrix, at most P.
         limits: highest wave number of functions of 1, 2, ... torsions (``FourierBasis``); None is ``order`` for all.
+        ratios: what the draws say of marginals beyond this fit (``marginal_ratio``); marginals and basins use them.
     """
 
     order: int
@@ -48,6 +51,11 @@ class SurfaceFit:
     points: int
     effective_parameters: float
     limits: tuple[int, ...] | None = None
+    ratios: tuple[MarginalRatio, ...] = ()
+
+    def with_ratios(self, ratios: Sequence[MarginalRatio]) -> SurfaceFit:
+        """Return the same fit with ratios of its marginals."""
+        return replace(self, ratios=tuple(ratios))
 
     @cached_property
     def basis(self) -> FourierBasis:
@@ -84,8 +92,9 @@ class SurfaceFit:
     ) -> FreeEnergySurface:
         """Return f over one or two torsions, the others integrated out, with its standard error.
 
-        The derivative of the marginal by the coefficients is the Boltzmann mean of the basis over the hidden torsions
-        at fixed shown ones; the error is of the marginal relative to its own Boltzmann mean.
+        With a ratio of these torsions, the fitted marginal times that, with the ratio's error: the fit's own cancels.
+        Otherwise the derivative of the marginal by the coefficients is the Boltzmann mean of the basis over the hidden
+        torsions at fixed shown ones. The error is of the marginal relative to its own Boltzmann mean.
 
         Args:
             axes: one or two torsions shown, in the order wanted.
@@ -99,9 +108,18 @@ class SurfaceFit:
         """
         if len(names) != self.dims:
             raise CcgError(f"{len(names)} names for {self.dims} torsions", expected="a name per torsion")
-        f, slopes = marginal_with_slopes(self.basis, self.coefficients, axes, n, hidden_n)
+        require_axes(axes, self.dims, most=2)
+        if ratio := self._ratio(axes):
+            f, slopes, fit = *self._with_ratio(ratio, n, hidden_n), ratio.fit
+            if len(axes) == 1:
+                f, slopes = _integrated_out(f, slopes, 1 - ratio.axes.index(axes[0]))
+            elif tuple(axes) != ratio.axes:
+                f, slopes = f.T, slopes.swapaxes(0, 1)
+            slopes = slopes.reshape(f.size, -1)
+        else:
+            (f, slopes), fit = marginal_with_slopes(self.basis, self.coefficients, axes, n, hidden_n), self
         mean = np.exp(-f.ravel() - logsumexp(-f)) @ slopes
-        error = self._spread(slopes - mean).reshape(f.shape)
+        error = fit._spread(slopes - mean).reshape(f.shape)
         return shifted(f, tuple(names[axis] for axis in axes), temperature_K, error)
 
     def delta_f(
@@ -129,6 +147,8 @@ class SurfaceFit:
         if self.dims > 2 and isinstance(region_a, Basin) and isinstance(region_b, Basin):
             if len(names) != self.dims:
                 raise CcgError(f"{len(names)} names for {self.dims} torsions", expected="a name per torsion")
+            if ratio := self._ratio([names.index(name) for name in {*region_a.ranges, *region_b.ranges} & {*names}]):
+                return self._delta_f_with_ratio(ratio, region_a, region_b, n, names)
             nodes = basin_nodes((region_a, region_b), names, n)
             (a, mean_a), (b, mean_b) = (region_integral(self.basis, self.coefficients, at) for at in nodes)
         else:
@@ -138,15 +158,12 @@ class SurfaceFit:
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
-        write_npz(
-            path,
-            version=np.array(FIT_VERSION),
-            shape=np.array([self.order, self.dims, self.points]),
-            limits=np.array(self.basis.limits),
-            coefficients=self.coefficients,
-            covariance=self.covariance,
-            quality=np.array([self.lack_of_fit, self.effective_parameters]),
-        )
+        ratios = {
+            f"ratio{i}_{key}": value
+            for i, ratio in enumerate(self.ratios)
+            for key, value in {"axes": np.array(ratio.axes), **ratio.fit._arrays()}.items()
+        }
+        write_npz(path, version=np.array(FIT_VERSION), ratios=np.array(len(self.ratios)), **self._arrays(), **ratios)
 
     @classmethod
     def load(cls, path: Path) -> SurfaceFit:
@@ -155,11 +172,57 @@ class SurfaceFit:
         Raises:
             CcgError: if the file is not a fit.
         """
-        data = read_npz(path, ("version", "shape", "limits", "coefficients", "covariance", "quality"), FIT_VERSION)
+        data = read_npz(path, ("version", "ratios", *_ARRAYS), FIT_VERSION)
+        prefixes = [f"ratio{i}_" for i in range(int(data["ratios"]))]
+        keys = [prefix + key for prefix in prefixes for key in ("axes", *_ARRAYS)]
+        more = read_npz(path, ("version", *keys), FIT_VERSION)
+        ratios = []
+        for prefix in prefixes:
+            first, second = (int(axis) for axis in more[prefix + "axes"])
+            ratios.append(MarginalRatio((first, second), cls._from_arrays({k: more[prefix + k] for k in _ARRAYS})))
+        return cls._from_arrays(data).with_ratios(ratios)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "shape": np.array([self.order, self.dims, self.points]),
+            "limits": np.array(self.basis.limits),
+            "coefficients": self.coefficients,
+            "covariance": self.covariance,
+            "quality": np.array([self.lack_of_fit, self.effective_parameters]),
+        }
+
+    @classmethod
+    def _from_arrays(cls, data: Mapping[str, np.ndarray]) -> SurfaceFit:
         order, dims, points = (int(x) for x in data["shape"])
         lack, effective = (float(x) for x in data["quality"])
         limits = tuple(int(x) for x in data["limits"])
         return cls(order, dims, data["coefficients"], data["covariance"], lack, points, effective, limits)
+
+    def _ratio(self, axes: Sequence[int]) -> MarginalRatio | None:
+        """Return a ratio that knows these torsions."""
+        return next((ratio for ratio in self.ratios if set(axes) <= set(ratio.axes)), None)
+
+    def _with_ratio(self, ratio: MarginalRatio, n: int, hidden_n: int | None = None) -> tuple[FloatArray, FloatArray]:
+        """Marginal ``[n, n]`` over the ratio's torsions, its own basis there ``[n, n, P]``."""
+        f, _ = marginal_with_slopes(self.basis, self.coefficients, ratio.axes, n, hidden_n)
+        design = ratio.fit.basis.grid_design(n).reshape(n, n, -1)
+        return f + design @ ratio.fit.coefficients, design
+
+    def _delta_f_with_ratio(
+        self, ratio: MarginalRatio, region_a: Basin, region_b: Basin, n: int, names: tuple[str, ...]
+    ) -> tuple[float, float]:
+        """Difference of two basins of the ratio's torsions on their corrected marginal."""
+        f, design = self._with_ratio(ratio, n)
+        shown, points = tuple(names[axis] for axis in ratio.axes), grid(n, 2)
+        found = []
+        for region in (region_a, region_b):
+            inside = region.mask(points, shown)
+            if not inside.any():
+                raise CcgError(f"basin {region.name} holds no grid point", remedy="widen its ranges")
+            log_z = logsumexp(-f.ravel()[inside])
+            found.append((log_z, np.exp(-f.ravel()[inside] - log_z) @ design.reshape(n * n, -1)[inside]))
+        (a, mean_a), (b, mean_b) = found
+        return float(b - a), float(ratio.fit._spread((mean_a - mean_b)[None])[0])
 
     @cached_property
     def _boltzmann_mean(self) -> FloatArray:
@@ -180,3 +243,22 @@ class SurfaceFit:
     def _spread(self, rows: FloatArray) -> FloatArray:
         """Standard error of ``rows @ c``."""
         return np.sqrt(np.maximum(((rows @ self.covariance) * rows).sum(axis=1), 0.0))
+
+
+@dataclass(frozen=True)
+class MarginalRatio:
+    """``g(a) = -ln(true marginal / fitted marginal)`` over two torsions, in kT.
+
+    Attributes:
+        axes: the two torsions.
+        fit: g, as a surface of those two.
+    """
+
+    axes: tuple[int, int]
+    fit: SurfaceFit
+
+
+def _integrated_out(f: FloatArray, slopes: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
+    """Marginal ``[n]`` of f ``[n, n]``, and the Boltzmann mean of slopes ``[n, n, P]`` along that axis: ``[n, P]``."""
+    total = logsumexp(-f, axis=axis, keepdims=True)
+    return -total.squeeze(axis), (np.exp(-f - total)[..., None] * slopes).sum(axis)

@@ -10,6 +10,7 @@ from ccg_gmx.cycle.stages.draws import load_draws
 from ccg_gmx.cycle.store import Work
 from ccg_gmx.cycle.system import System
 from ccg_gmx.free_energy.joint_fit import JointFitSettings, fit_surface
+from ccg_gmx.free_energy.marginal_ratio import with_ratios
 from ccg_gmx.free_energy.surface import load_surface, save_surface
 from ccg_gmx.records import FloatArray, WeightedDraws
 
@@ -61,6 +62,8 @@ def make_surface(work: Work) -> None:
 
     def fitted(name: str, wanted: list[WeightedDraws]) -> None:
         fit = fit_surface(wanted, fit_settings)
+        if name == "surface":
+            fit = with_ratios(fit, list(records.values()), fit_settings)
         save_surface(
             fit.surface(settings["grid"], system.torsion_names, system.temperature_K), work.folder / f"{name}.npz"
         )
