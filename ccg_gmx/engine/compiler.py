@@ -62,7 +62,7 @@ _COMPLAINTS: tuple[tuple[str, str, str], ...] = (
         f"the compiler has no standard library: {GET_COMPILER}",
     ),
     (
-        r"(?:unrecognized|invalid|unknown)[^\n]*(-?-std=c\+\+17|c\+\+17)",
+        r"(?:unrecognized|invalid|unknown)[^\n]*?(-std=c\+\+17|c\+\+17)",
         "the compiler does not know {0}",
         f"use a newer one (gcc >= 9, clang >= 10) and name it in CXX: {GET_COMPILER}",
     ),

@@ -109,7 +109,8 @@ void checkContract(const Contract& contract, const InputLine& line) {
     checkBias(contract, line);
   }
   if (contract.temperature > 0 && line.temperature > 0 && std::abs(contract.temperature - line.temperature) > 0.05) {
-    disagree("temperature", show(contract.temperature) + " K", "or the MD engine " + show(line.temperature) + " K");
+    disagree("temperature", show(contract.temperature, 6) + " K",
+             "or the MD engine " + show(line.temperature, 6) + " K");
   }
 }
 
