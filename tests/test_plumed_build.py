@@ -28,7 +28,7 @@ case "$2 $3" in
 "info --root") echo {prefix}/lib/plumed ;;
 "info --include-dir") echo {prefix}/include ;;
 "info --long-version") echo {version} ;;
-"info --configuration") echo 'CPPFLAGS=-I/x -D__PLUMED_SOEXT=\\"s\ o\\" -D__PLUMED_HAS_DLOPEN=1' ;;
+"info --configuration") echo 'CPPFLAGS=-I/x -D__PLUMED_SOEXT=\\"s\\ o\\" -D__PLUMED_HAS_DLOPEN=1' ;;
 esac
 """
 
