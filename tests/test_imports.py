@@ -15,6 +15,7 @@ ORDER = (
     ("molecule",),
     ("flow",),
     ("free_energy",),
+    ("cv",),
     ("potential",),
     ("export",),
     ("engine",),
@@ -26,7 +27,7 @@ ORDER = (
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-PURE = ("molecule", "flow", "free_energy", "potential")
+PURE = ("molecule", "flow", "free_energy", "cv", "potential")
 STARTS_PROCESSES = {"subprocess", "multiprocessing", "concurrent", "asyncio", "pty"}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

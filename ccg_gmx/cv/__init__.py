@@ -1,0 +1,1 @@
+"""Learned collective variables: time-lagged (TICA, deep TICA) and discriminant (LDA, deep TDA)."""
