@@ -132,11 +132,11 @@ def test_colvars_applies_the_intended_force(
         assert added.std() < 0.02
 
 
-def rerun_forces(gmx: Gmx, tpr: Path, trajectory: Path, folder: Path) -> tuple[FloatArray, FloatArray]:
+def rerun_forces(gmx: Gmx, tpr: Path, trajectory: Path, folder: Path, *more: str) -> tuple[FloatArray, FloatArray]:
     """Forces ``[T, N, 3]`` kJ/mol/nm and potential energies ``[T]`` of a rerun; ``Gmx.rerun`` keeps no forces."""
     from ccg_gmx.engine.process import capture
 
     command = [str(gmx.path), "mdrun", "-s", str(tpr), "-rerun", str(trajectory), "-ntmpi", "1", "-ntomp", "1"]
-    done = capture([*command, "-o", "re.trr", "-e", "re.edr", "-g", "re.log", "-c", "re.gro"], cwd=folder)
+    done = capture([*command, "-o", "re.trr", "-e", "re.edr", "-g", "re.log", "-c", "re.gro", *more], cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     return read_frames(folder / "re.trr", 22).forces, gmx.energies(folder / "re.edr")["Potential"]  # type: ignore[return-value]

@@ -6,10 +6,12 @@ import json
 
 import click
 
+from ccg_gmx.commands.plumed_input import plumed_check, plumed_input
+
 
 @click.group()
 def plumed() -> None:
-    """Learned models inside PLUMED.
+    """Inputs for PLUMED, and learned models inside it.
 
     Example: ccg plumed build
     """
@@ -40,3 +42,7 @@ def plumed_build(force: bool, no_torch: bool, no_test: bool, as_json: bool) -> N
     click.echo(f"in plumed.dat:   LOAD FILE={built.library}")
     click.echo(f"before mdrun:    export PLUMED_KERNEL={built.kernel}")
     click.echo("mdrun needs:     -plumed plumed.dat -ntmpi 1 -ntomp N")
+
+
+plumed.add_command(plumed_input)
+plumed.add_command(plumed_check)

@@ -118,7 +118,8 @@ def plumed_grid_text(bias: StaticBias, label: str, points: int | None = None) ->
     """
     own = len(bias.values)
     n = points or own * math.ceil(GRID_POINTS / own)
-    s, dims = -np.pi + 2 * np.pi / n * np.arange(n), bias.values.ndim
+    dims = bias.values.ndim
+    s: FloatArray = np.asarray(-np.pi + 2 * np.pi / n * np.arange(n), dtype=np.float64)
     columns = [axis.ravel() for axis in np.meshgrid(*(s,) * dims, indexing="ij")]
     columns += [bias.sampled(s, order).ravel() for order in (None, *range(dims))]
     order = np.arange(n**dims).reshape((n,) * dims).transpose().ravel()
