@@ -26,8 +26,9 @@ from plumed_tools import (
 from ccg_gmx.engine.plumed import Kernel
 from ccg_gmx.engine.plumed_build import Plugin
 from ccg_gmx.export.contract import Quantity
-from ccg_gmx.export.feature_perceptron import Feature, FeaturePerceptron
+from ccg_gmx.export.feature_perceptron import ACTIVATIONS, Feature, FeaturePerceptron
 from ccg_gmx.export.torch_model import export_model
+from ccg_gmx.export.value_and_gradient import value_and_gradient
 
 pytestmark = pytest.mark.plumed
 
@@ -73,6 +74,30 @@ def test_forces_of_a_bias_are_finite_differences_of_eager_torch(
     for frame, got in zip(frames, forces, strict=True):
         wanted = -numeric_gradient(lambda r: evaluate(eager, dihedrals(r))[0], frame)
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_of_the_built_in_evaluator(
+    kernel: Kernel, plugin: Plugin, tmp_path: Path, activation: str, scale: float
+) -> None:
+    """Its own exponential, from arguments that round away to ones that overflow."""
+    torch.manual_seed(13)
+    model = FeaturePerceptron.build([Feature("argument", 0), Feature("argument", 1)], 2, [19, 1], activation).double()
+    with torch.no_grad():
+        model.layers[0].weight.mul_(scale)
+    path = export_model(model, torsion_signature(), tmp_path / "m.json")
+    frames = chain(5, seed=14)
+    lines = f"{TORSION_LINES}m: TORCH_MODEL FILE={path} ARG=phi,psi\n"
+    lines += "PRINT ARG=m.* FILE=v FMT=%.15g\nDUMPDERIVATIVES ARG=m.energy FILE=d FMT=%.15g"
+    done = driver(kernel, plugin, tmp_path, lines, frames)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    slopes = columns(tmp_path / "d")["m.energy"].reshape(5, 2)
+    for frame, value, slope in zip(frames, columns(tmp_path / "v")["m.energy"], slopes, strict=True):
+        wanted = value_and_gradient(model, torch.tensor(dihedrals(frame))[None])
+        # The file of frames rounds positions to 1e-14, which a scale of 300 makes 1e-11.
+        assert value == pytest.approx(wanted[0].item(), rel=1e-12, abs=1e-13 * max(1.0, scale))
+        np.testing.assert_allclose(slope, wanted[1][0].numpy(), rtol=1e-9, atol=1e-12 * max(1.0, scale) ** 2)
 
 
 def test_numerical_derivatives_of_plumed_agree(

@@ -26,7 +26,8 @@ from ccg_gmx.errors import PluginError, ToolMissingError
 LIBRARY = "libccg_torch_model.so"
 _RECORD = "build.json"
 _TORCH_SOURCES = ("AotiBackend.cpp", "ScriptBackend.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-DNDEBUG")
+# The last two keep loops over weights from being scalar, and change no result, NaN included.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-DNDEBUG", "-fno-math-errno", "-fno-trapping-math")
 
 
 @dataclass(frozen=True)

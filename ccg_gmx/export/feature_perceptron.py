@@ -64,63 +64,118 @@ def all_distances(atoms: int) -> list[Feature]:
     return [Feature("distance", i, j) for i, j in itertools.combinations(range(atoms), 2)]
 
 
+def _pair_tables(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First and second atoms ``[P]``; for each atom its pairs ``[N, D]``, padded with P, and its sign in them."""
+    atoms = 1 + max((atom for pair in pairs for atom in pair), default=-1)
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(atoms)]
+    for number, (first, second) in enumerate(pairs):
+        rows[first].append((number, -1.0))
+        rows[second].append((number, 1.0))
+    width = max((len(row) for row in rows), default=0)
+    padded = [row + [(len(pairs), 0.0)] * (width - len(row)) for row in rows]
+    table = torch.tensor([[number for number, _ in row] for row in padded], dtype=torch.long)
+    sign = torch.tensor([[sign for _, sign in row] for row in padded])
+    ends = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+    return ends[:, 0].clone(), ends[:, 1].clone(), table.reshape(atoms, width), sign.reshape(atoms, width)
+
+
+class PairSteps(torch.autograd.Function):
+    """Vectors between atoms, whose gradient is gathered atom by atom: compiled scatters are slow, a gather fuses."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(positions: Tensor, first: Tensor, second: Tensor, table: Tensor, sign: Tensor) -> Tensor:
+        """Map positions ``[B, N, 3]`` to vectors ``[B, P, 3]``."""
+        return positions.index_select(1, second) - positions.index_select(1, first)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what the way back needs."""
+        positions, _, _, table, sign = inputs
+        ctx.save_for_backward(table, sign)
+        ctx.atoms = positions.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Map the gradient by vectors ``[B, P, 3]`` to that by positions ``[B, N, 3]``."""
+        table, sign = ctx.saved_tensors
+        padded = torch.nn.functional.pad(gradients[0], (0, 0, 0, 1))
+        rows = padded.index_select(1, table.flatten()).reshape(len(padded), *table.shape, 3)
+        summed = (rows * sign.to(rows.dtype)[..., None]).sum(2)
+        return torch.nn.functional.pad(summed, (0, 0, 0, ctx.atoms - len(table))), None, None, None, None
+
+
+class _Arguments(nn.Module):
+    """Arguments as they are, or their sines and cosines in turn."""
+
+    index: Tensor
+
+    def __init__(self, items: Sequence[Feature]) -> None:
+        super().__init__()
+        indices = [item.index for item in items]
+        self.start, self.size = indices[0], len(indices)
+        self.in_a_row = indices == list(range(self.start, self.start + self.size))
+        self.circle = items[0].kind == "sincos"
+        self.register_buffer("index", torch.tensor(indices, dtype=torch.long), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, n_in]`` to ``[B, n]`` or ``[B, 2 n]``."""
+        # A slice where it will do: its gradient is no scatter.
+        chosen = x[:, self.start : self.start + self.size] if self.in_a_row else x.index_select(1, self.index)
+        return torch.stack([chosen.sin(), chosen.cos()], 2).flatten(1) if self.circle else chosen
+
+
+class _Distances(nn.Module):
+    """Distances between atoms."""
+
+    first: Tensor
+    second: Tensor
+    table: Tensor
+    sign: Tensor
+
+    def __init__(self, items: Sequence[Feature], arguments: int) -> None:
+        super().__init__()
+        self.arguments = arguments
+        tables = _pair_tables([(item.index, item.second) for item in items])
+        for name, tensor in zip(("first", "second", "table", "sign"), tables, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, n_in]`` to ``[B, P]``."""
+        positions = x[:, self.arguments :].reshape(x.shape[0], -1, 3)
+        step = PairSteps.apply(positions, self.first, self.second, self.table, self.sign)
+        return step.square().sum(-1).sqrt()
+
+
 class Features(nn.Module):
     """Features of arguments and positions.
+
+    Each run of features of one kind is one block, and no permutation follows: compilers fuse a permutation into the
+    first layer, where every weight then looks its input up.
 
     Args:
         items: the features in their order.
         arguments: number of arguments; the positions of atoms follow them in the input.
     """
 
-    order: Tensor
-    plain: Tensor
-    circle: Tensor
-    first: Tensor
-    second: Tensor
-
     def __init__(self, items: Sequence[Feature], arguments: int) -> None:
         super().__init__()
         self.items = tuple(items)
-        self.arguments = arguments
-        groups: dict[str, list[int]] = {kind: [] for kind in ("argument", "sincos", "distance")}
-        for number, item in enumerate(self.items):
-            groups[item.kind].append(number)
-        self.register_buffer("plain", self._indices(groups["argument"]), persistent=False)
-        self.register_buffer("circle", self._indices(groups["sincos"]), persistent=False)
-        for name, field in (("first", "index"), ("second", "second")):
-            atoms = [getattr(self.items[number], field) for number in groups["distance"]]
-            offsets = torch.tensor(atoms, dtype=torch.long).reshape(-1, 1) * 3 + arguments + torch.arange(3)
-            self.register_buffer(name, offsets.flatten(), persistent=False)
-        self.register_buffer("order", self._order(groups), persistent=False)
+        self.blocks = nn.ModuleList()
+        for kind, run in itertools.groupby(self.items, key=lambda item: item.kind):
+            group = list(run)
+            self.blocks.append(_Distances(group, arguments) if kind == "distance" else _Arguments(group))
 
     @property
     def size(self) -> int:
         """Number of features."""
         return sum(2 if item.kind == "sincos" else 1 for item in self.items)
 
-    def _indices(self, numbers: list[int]) -> Tensor:
-        return torch.tensor([self.items[number].index for number in numbers], dtype=torch.long)
-
-    def _order(self, groups: dict[str, list[int]]) -> Tensor:
-        """Columns of [plain, sines, cosines, distances] in the order of the features."""
-        n_plain, n_circle = len(groups["argument"]), len(groups["sincos"])
-        columns: list[list[int]] = [[] for _ in self.items]
-        for place, number in enumerate(groups["argument"]):
-            columns[number] = [place]
-        for place, number in enumerate(groups["sincos"]):
-            columns[number] = [n_plain + place, n_plain + n_circle + place]
-        for place, number in enumerate(groups["distance"]):
-            columns[number] = [n_plain + 2 * n_circle + place]
-        return torch.tensor([column for pair in columns for column in pair], dtype=torch.long)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, n_in]`` to ``[B, size]``."""
-        angles = x.index_select(1, self.circle)
-        parts = [x.index_select(1, self.plain), angles.sin(), angles.cos()]
-        if len(self.first):
-            step = x.index_select(1, self.second) - x.index_select(1, self.first)
-            parts.append(step.reshape(x.shape[0], -1, 3).square().sum(-1).sqrt())
-        return torch.cat(parts, 1).index_select(1, self.order)
+        parts = [block(x) for block in self.blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class Standardize(nn.Module):

@@ -2,14 +2,13 @@
 #ifndef CCG_PERCEPTRON_H
 #define CCG_PERCEPTRON_H
 
+#include "Activation.h"
 #include "Backend.h"
 #include "Features.h"
 
 #include <vector>
 
 namespace ccg {
-
-enum class Activation { linear, tanh, silu, sigmoid, softplus, relu };
 
 /// One layer, y = activation(W x + b). W is kept twice, so that both ways through it run along memory.
 struct Layer {
