@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from ccg_gmx.commands.check_flat import flat_histogram
+
 EXIT_FOUND = 3
 
 
@@ -59,3 +61,6 @@ def hidden_modes(
     click.echo(json.dumps(finite(report.as_json()), indent=1) if as_json else "\n".join(report.words()))
     if not report.passed:
         sys.exit(EXIT_FOUND)
+
+
+check.add_command(flat_histogram)

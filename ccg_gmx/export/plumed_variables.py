@@ -80,7 +80,8 @@ def model_variable(
         name: label.
         file: a model that TORCH_MODEL reads, a TorchScript for PYTORCH_MODEL, or a text with one ANN action.
         arguments: inputs, in order; of a model with a contract, those it names are taken.
-        action: one of ``MODEL_ACTIONS``; auto: ANN for a text (.ann, .dat, .txt), else TORCH_MODEL.
+        action: one of ``MODEL_ACTIONS``; auto: ANN for a text (.ann, .dat, .txt), PYTORCH_MODEL for
+            a .ptc, else TORCH_MODEL.
         atoms: PLUMED list of the atoms of a model on positions; the contract's own when it is empty.
         bias: let TORCH_MODEL apply its output.
 
@@ -91,7 +92,7 @@ def model_variable(
         raise SettingsError(f"no model {file}", remedy="check the path")
     label = _checked(name)
     if action == "auto":
-        action = "ann" if file.suffix in _ANN_SUFFIXES else "torch"
+        action = "ann" if file.suffix in _ANN_SUFFIXES else "pytorch" if file.suffix == ".ptc" else "torch"
     given = ",".join(one.value for one in arguments)
     if action == "pytorch":
         return Variable(label, f"{label}.node-0", (f"{label}: PYTORCH_MODEL FILE={file} ARG={given}",), "PYTORCH_MODEL")
@@ -163,6 +164,8 @@ def _ann_lines(label: str, file: Path, given: str) -> tuple[str, ...]:
         raise SettingsError(
             f"{file} has {len(starts)} ANN actions", expected="one", remedy="see PLUMED's manual of ANN"
         )
+    # features of the network's inputs; definitions of variables are the user's own
+    before = [line for line in lines[: starts[0]] if re.match(r"\S+:\s*(CUSTOM|MATHEVAL|COMBINE)\s", line)]
     body = [lines[starts[0]]]
     if body[0].endswith("..."):  # "... ANN" would have to name our label; a bare end needs nothing
         inner = lines[starts[0] + 1 :]
@@ -172,7 +175,7 @@ def _ann_lines(label: str, file: Path, given: str) -> tuple[str, ...]:
     body = [line for line in (re.sub(r"\bLABEL=\S+\s?", "", line) for line in body) if line.strip()]
     if not any(re.search(r"\bARG=", line) for line in body):
         body[0] = body[0].replace(": ANN", f": ANN ARG={given}", 1)
-    return tuple(body)
+    return (*before, *body)
 
 
 def _checked(name: str) -> str:
