@@ -24,6 +24,9 @@ from ccg_gmx.settings import Settings
 
 __all__ = ["JointFitSettings", "PointEstimates", "SurfaceFit", "block_errors", "fit_surface", "jackknife"]
 
+_FIRST_FIT_KT = 25.0
+"""Above the lowest point the first fit, which only decides on the weights of points, sees no differences any more."""
+
 
 class JointFitSettings(Settings):
     """How a surface is fitted to draws."""
@@ -227,9 +230,10 @@ def _weighted_gram(design: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def _least_squares(design: FloatArray, log_z: FloatArray, v: FloatArray, ridge: FloatArray) -> FloatArray:
-    """Weighted ridge fit of -ln Z^: biased, but close."""
+    """Weighted ridge fit of -ln Z^: biased, but close, and with no heights that would ring through the basins."""
     seen = np.isfinite(log_z)
     weights, target = np.where(seen, v, 0.0), np.where(seen, -log_z, 0.0)
+    target = np.minimum(target, -log_z[seen].max() + _FIRST_FIT_KT)
     return cho_solve(cho_factor(_weighted_gram(design, weights) + np.diag(ridge)), design.T @ (weights * target))
 
 
