@@ -10,7 +10,7 @@ from ccg_gmx.cycle.config import Workflow, load_workflow
 from ccg_gmx.cycle.run import Cycle
 from ccg_gmx.cycle.store import Store, storing, write_json
 from ccg_gmx.cycle.summary import summarise
-from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.driver import find_engine
 from ccg_gmx.report.outputs import command_line, make_manifest, write_outputs
 
 
@@ -39,11 +39,11 @@ def run_workflow(
     """
     if not isinstance(workflow, Workflow):
         workflow = load_workflow(Path(workflow), overrides)
-    gmx = Gmx.find(workflow.engine)
+    engine = find_engine(workflow.engine)
     folder = Path(out).resolve()
     store = Store(folder, workflow.engine.runs_at_once)
     with store.lock(), storing(folder):
-        manifest = make_manifest(workflow, gmx.version, command_line())
+        manifest = make_manifest(workflow, engine.version, command_line())
         write_json(folder / "manifest.json", manifest)
         results = Cycle(workflow, store, bar, log or (lambda _: None)).run()
         summary = summarise(results, store.wall_seconds())

@@ -193,6 +193,17 @@ def test_quoted_failures(kind: str, reason: str, rest: str, title: str) -> None:
     assert failure.remedy
 
 
+def test_an_exception_that_ended_the_process() -> None:
+    """What gmxapi leaves where gmx prints a block: ``Session::run`` may not throw."""
+    failure = diagnose(
+        "Using 1 OpenMP thread\n\nterminate called after throwing an instance of 'gmx::InternalError'\n  what():  An "
+        'error occurred while initializing the PLUMED force provider:\n\nAction "TORSIONN" is not known.\n'
+    )
+    assert failure is not None
+    assert failure.kind == "plumed"
+    assert failure.reason.endswith('the PLUMED force provider: Action "TORSIONN" is not known')
+
+
 def test_healthy_output_has_no_failure() -> None:
     text = "NOTE 1 [file x.mdp]:\n  You are using a plain Coulomb cut-off\n\nThere were 3 NOTEs\nWriting coordinates.\n"
     assert diagnose(text) is None

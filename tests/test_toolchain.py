@@ -159,11 +159,11 @@ def test_programs_that_misbehave_are_missing(add: AddProgram, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("body", "found", "text"),
     [
-        ("echo banner; echo 0.4.2", True, "importable"),
+        ('echo banner; echo \'["0.4.2", "", "tmpi"]\'', True, "importable; built for a GROMACS that it does not name"),
         ("echo \"ModuleNotFoundError: No module named 'gmxapi'\" >&2; exit 1", False, "not installed"),
         ("echo 'ImportError: libgmxapi.so.0: cannot open' >&2; exit 1", False, "libgmxapi.so.0"),
         ("kill -11 $$", False, "exit status -11"),
-        ("exit 0", True, "importable"),
+        ("exit 0", False, "its import answers nothing"),
     ],
     ids=["works", "absent", "broken", "crashes", "silent"],
 )

@@ -33,6 +33,8 @@ _RULER = re.compile(
     r"(?:For more information|-{20})",
     re.M,
 )
+# An exception that leaves libgromacs where nothing may be thrown: what gmx prints as a block, gmxapi ends with.
+_TERMINATED = re.compile(r"^terminate called after throwing an instance of .*\n  what\(\):  (?P<body>(?:.*\n?)*)", re.M)
 _COLLECTED = re.compile(r"^(?P<level>ERROR|WARNING) \d+ \[(?P<where>[^\]]*)\]:\n(?P<body>(?:  .*\n?)+)", re.M)
 _SENTENCE_END = re.compile(r"(?<=[.!?)])(?<!Tab\.)(?<![^:]\))\s+(?=[A-Z])")
 _LONGEST = 240
@@ -89,6 +91,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("missing-table", r"no table file whose name matched", "pass the table with this number to mdrun"),
     ("bad-table", r"Trying to read file .* but nr columns", "a table has three columns: x, V, -dV/dx"),
     ("not-a-trajectory", r"magic number in trr", "use a .trr written by GROMACS"),
+    ("plumed", r"PLUMED", "correct the PLUMED input; `plumed driver` reads it too, without a run"),
     ("threads", r"OMP_NUM_THREADS|oversubscri", "set threads_per_run to what the machine has"),
     ("gpu", r"\bGPUs?\b", "set gpu: false, or name a device that exists"),
     ("file-access", r"does not exist or is not accessible|could not be opened", "check the path and its permissions"),
@@ -122,6 +125,8 @@ def diagnose(text: str) -> Failure | None:
         return _from_collected(warnings) if warnings else _classified(block["body"])
     if block:
         return _classified(block["body"])
+    if terminated := _TERMINATED.search(text):
+        return _classified(terminated["body"])
     for sign in _SIGNS:
         if match := re.search(sign, text, re.M):
             return _classified(match[0])

@@ -9,11 +9,11 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
-
-import numpy as np
+from typing import ClassVar, NoReturn, Self
 
 from ccg_gmx.engine.failures import diagnose
+from ccg_gmx.engine.gmx_program import MINIMUM_VERSION, checked_version, locate_gmx, version_field
+from ccg_gmx.engine.plumed import find_kernel
 from ccg_gmx.engine.process import Finished, capture, supervise
 from ccg_gmx.engine.run_files import (
     MdrunResult,
@@ -26,6 +26,7 @@ from ccg_gmx.engine.run_files import (
     write_text,
 )
 from ccg_gmx.engine.settings import EngineSettings
+from ccg_gmx.engine.xvg import read_xvg
 from ccg_gmx.errors import (
     GmxDumpError,
     GmxEnergyError,
@@ -33,18 +34,12 @@ from ccg_gmx.errors import (
     MdrunError,
     SettingsError,
     ToolError,
-    ToolMissingError,
-    ToolVersionError,
     TrajectoryError,
 )
 from ccg_gmx.records import FloatArray
 
-__all__ = ["EngineSettings", "Gmx", "MdrunResult"]
+__all__ = ["MINIMUM_VERSION", "EngineSettings", "Gmx", "MdrunResult"]
 
-MINIMUM_VERSION = 2025
-"""First GROMACS release with the PLUMED interface and everything else that the package uses."""
-
-INSTALL_HINT = 'install it with `apt-get install gromacs` (Debian 13) or `conda install -c conda-forge "gromacs>=2025"`'
 _FULL_DISK_BYTES = 65536
 
 
@@ -66,8 +61,11 @@ class Gmx:
     gpu_support: str = "disabled"
     settings: EngineSettings = field(default_factory=EngineSettings)
 
+    tool: ClassVar[str] = "gmx mdrun"
+    """Name of mdrun in error messages."""
+
     @classmethod
-    def find(cls, settings: EngineSettings | None = None) -> Gmx:
+    def find(cls, settings: EngineSettings | None = None) -> Self:
         """Find gmx and check its version.
 
         Args:
@@ -79,16 +77,16 @@ class Gmx:
             SettingsError: if a GPU is asked for and this gmx has no GPU support.
         """
         settings = settings or EngineSettings()
-        path = _locate(settings.gmx)
+        path = locate_gmx(settings.gmx)
         result = capture([str(path), "--version"], env=_environment(1))
-        gpu = _version_field(result.stdout, "GPU support") or "disabled"
-        version = _checked_version(path, result)
+        gpu = version_field(result.stdout, "GPU support") or "disabled"
+        version = checked_version(path, result)
         if settings.gpu and gpu == "disabled":
             raise SettingsError(
                 f"gpu: true, but {path} {version} is built without GPU support",
                 remedy="set gpu: false or use a GPU build",
             )
-        return cls(path, version, _version_field(result.stdout, "Precision") or "mixed", gpu, settings)
+        return cls(path, version, version_field(result.stdout, "Precision") or "mixed", gpu, settings)
 
     def grompp(
         self,
@@ -148,6 +146,7 @@ class Gmx:
         progress: ProgressCallback | None = None,
         tables: Sequence[Path] = (),
         checkpoint_minutes: float = 0.25,
+        plumed: Path | None = None,
     ) -> MdrunResult:
         """Run to the end, from the last checkpoint if there is one; a finished run is not run again.
 
@@ -163,24 +162,31 @@ class Gmx:
             progress: called with (steps done, steps in total) about twice a second.
             tables: bonded tables (``-tableb``), named ``*_b0.xvg``, ``*_a0.xvg``, ``*_d0.xvg``.
             checkpoint_minutes: time between checkpoints.
+            plumed: PLUMED input file (``-plumed``); names of files in it are relative to ``workdir``. On a resume
+                PLUMED appends to its files.
 
         Raises:
             MdrunError: with the decisive line of mdrun's output, or if the run was stopped before its last step.
             StoreError: if the folder cannot be written, or holds a run of another run input file under this name.
             SettingsError: if an input file does not exist.
+            ToolMissingError: if a PLUMED input is given and there is no PLUMED kernel.
         """
         tpr = existing(tpr, "run input file")
+        plumed = None if plumed is None else existing(plumed, "PLUMED input")
         files = RunFiles(writable_folder(workdir), name)
-        finished = files.open_record(tpr)
+        finished = files.open_record(tpr, plumed)
         if finished is not None:
             return finished
-        command = self._mdrun_command(tpr, files, tables, checkpoint_minutes, steps_total)
+        options = self._mdrun_options(files, tables, checkpoint_minutes, steps_total)
+        options += [] if plumed is None else ["-plumed", str(plumed)]
+        environment = self._environment(plumed is not None)
+        command = self._mdrun_process(tpr, options)
         watch = ProgressWatch(files, progress, steps_total) if progress else None
-        code = supervise(command, cwd=files.folder, output=files["out"], env=self._environment(), watch=watch)
+        code = supervise(command, cwd=files.folder, output=files["out"], env=environment, watch=watch)
         if code:
             text = tail(files["log"], 200_000) + tail(files["out"], 200_000)
-            _fail(MdrunError, "gmx mdrun", text, code, files["out"])
-        result = files.close_record(tpr)
+            _fail(MdrunError, self.tool, text, code, files["out"])
+        result = files.close_record(tpr, plumed, self.tool)
         if progress:
             progress(result.steps, result.steps)
         return result
@@ -203,12 +209,12 @@ class Gmx:
             GmxEnergyError: if the energy file cannot be read.
         """
         files = RunFiles(writable_folder(workdir), "rerun")
-        command = [str(self.path), "mdrun", "-s", str(existing(tpr, "run input file"))]
-        command += ["-rerun", str(existing(trajectory, "trajectory"))]
-        command += [*files.options("-o", "-e", "-c", "-g"), *self._placement()]
+        options = ["-rerun", str(existing(trajectory, "trajectory"))]
+        options += [*files.options("-o", "-e", "-c", "-g"), *self._placement()]
+        command = self._mdrun_process(existing(tpr, "run input file"), options)
         code = supervise(command, cwd=files.folder, output=files["out"], env=self._environment())
         if code:
-            _fail(MdrunError, "gmx mdrun -rerun", tail(files["out"], 200_000), code, files["out"])
+            _fail(MdrunError, f"{self.tool} -rerun", tail(files["out"], 200_000), code, files["out"])
         files["trr"].unlink(missing_ok=True)  # a copy of the input
         if torn := re.search(r"WARNING: (Incomplete (?:header|frame).*)", tail(files["out"], 20_000)):
             # mdrun leaves the torn frame out and ends as if nothing had happened.
@@ -238,7 +244,7 @@ class Gmx:
         )
         if result.returncode:
             _fail(GmxEnergyError, "gmx energy", result.stderr, result.returncode, None)
-        names, values = _read_xvg(xvg)
+        names, values = read_xvg(xvg)
         xvg.unlink()
         return {"Time": values[:, 0], **{name: values[:, column + 1] for column, name in enumerate(names)}}
 
@@ -281,20 +287,24 @@ class Gmx:
         found = [(float(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
         return tuple(path for _, path in sorted(found))
 
-    def _mdrun_command(
-        self, tpr: Path, files: RunFiles, tables: Sequence[Path], checkpoint_minutes: float, steps: int | None
+    def _mdrun_process(self, tpr: Path, options: Sequence[str]) -> list[str]:
+        """Command line of a process that runs mdrun with these options."""
+        return [str(self.path), "mdrun", "-s", str(tpr), *options]
+
+    def _mdrun_options(
+        self, files: RunFiles, tables: Sequence[Path], checkpoint_minutes: float, steps: int | None
     ) -> list[str]:
-        command = [str(self.path), "mdrun", "-s", str(tpr), *files.options("-o", "-x", "-c", "-e", "-g", "-cpo")]
+        options = files.options("-o", "-x", "-c", "-e", "-g", "-cpo")
         if files.recover_checkpoint():
-            command += ["-cpi", files["cpt"].name]
+            options += ["-cpi", files["cpt"].name]
         placement = self._placement()
         if placement[placement.index("-nb") + 1] != "gpu":  # GPU kernels sum in no fixed order; mdrun refuses both
-            command.append("-reprod")
-        command += ["-cpt", str(checkpoint_minutes), *placement]
-        command += ["-v", "-stepout", str(max(100, steps // 500) if steps else 1000)]
+            options.append("-reprod")
+        options += ["-cpt", str(checkpoint_minutes), *placement]
+        options += ["-v", "-stepout", str(max(100, steps // 500) if steps else 1000)]
         if tables:
-            command += ["-tableb", *(str(existing(table, "bonded table")) for table in tables)]
-        return command
+            options += ["-tableb", *(str(existing(table, "bonded table")) for table in tables)]
+        return options
 
     def _placement(self) -> list[str]:
         """Options that place one run on the machine: several runs side by side must not pin to the same core."""
@@ -306,46 +316,14 @@ class Gmx:
             options += ["-nb", "gpu" if self.settings.gpu else "cpu"]
         return options + flags
 
-    def _environment(self) -> dict[str, str]:
-        return _environment(self.settings.threads_per_run)
+    def _environment(self, plumed: bool = False) -> dict[str, str]:
+        # mdrun looks for the kernel in this variable, and then for a bare file name; we know where it usually is.
+        kernel = {"PLUMED_KERNEL": str(find_kernel().library)} if plumed else {}
+        return _environment(self.settings.threads_per_run) | kernel
 
     def _capture(self, tool: str, *arguments: object, cwd: Path | None = None, text: str = "") -> Finished:
         command = [str(self.path), tool, *map(str, arguments)]
         return capture(command, cwd=cwd, env=self._environment(), text=text)
-
-
-def _locate(given: str | None) -> Path:
-    """Find the program: the given path, then $GMXBIN (set by GROMACS' own GMXRC), then PATH."""
-    if given is not None:
-        found = shutil.which(given)
-        if found is None:
-            raise ToolMissingError(f"no program at gmx: {given}", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
-        return Path(found).absolute()
-    folder = os.environ.get("GMXBIN")
-    found = (shutil.which("gmx", path=folder) if folder else None) or shutil.which("gmx")
-    if found is None:
-        raise ToolMissingError("no gmx on PATH", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
-    return Path(found).absolute()
-
-
-def _version_field(text: str, name: str) -> str | None:
-    match = re.search(rf"^{name}:\s+(\S+)", text, re.M)
-    return match[1] if match else None
-
-
-def _checked_version(path: Path, result: Finished) -> str:
-    stated = _version_field(result.stdout, "GROMACS version")
-    if stated is None:  # releases before 2016 print another form
-        old = re.search(r"VERSION (\d\S*)", result.stdout + result.stderr)
-        stated = old[1] if old else None
-    number = re.match(r"\d+(\.\d+)*", stated or "")
-    if result.returncode or number is None:
-        raise ToolVersionError(
-            f"{path} --version says nothing about GROMACS", expected="GROMACS >= 2025", remedy=INSTALL_HINT
-        )
-    if int(number[0].split(".")[0]) < MINIMUM_VERSION:
-        raise ToolVersionError(f"{path} is GROMACS {stated}", expected="GROMACS >= 2025", remedy=INSTALL_HINT)
-    return number[0]
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -363,16 +341,3 @@ def _fail(kind: type[ToolError], tool: str, output: str, code: int, log: Path | 
         reason = f"killed by signal {-code} ({signal.Signals(-code).name})"
         raise kind(tool, reason, log=log, remedy="run again to go on from the last checkpoint")
     raise kind(tool, f"exit status {code}", log=log)
-
-
-def _read_xvg(path: Path) -> tuple[list[str], FloatArray]:
-    """Return the legends and the ``[T, 1 + len(legends)]`` columns of an .xvg file."""
-    names, header = [], 0
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if not line.startswith(("#", "@")):
-                break
-            header += 1
-            if match := re.match(r'@ s\d+ legend "(.*)"', line):
-                names.append(match[1])
-    return names, np.loadtxt(path, skiprows=header, ndmin=2, dtype=np.float64)

@@ -62,15 +62,16 @@ class RunFiles:
         """
         return [part for name in names for part in (name, self[self._EXTENSION[name]].name)]
 
-    def open_record(self, tpr: Path) -> MdrunResult | None:
-        """Return the record of a finished run; otherwise claim the name for this run input file."""
-        record, digest = _read_json(self["json"]), _digest(tpr)
-        if record is not None and record.get("tpr_sha256") != digest:
-            raise StoreError(
-                f"{self.folder} holds a run named {self.name} of another run input file",
-                expected=f"an empty folder or the run of {tpr}",
-                remedy="use another folder or remove the old files",
-            )
+    def open_record(self, tpr: Path, plumed: Path | None = None) -> MdrunResult | None:
+        """Return the record of a finished run; otherwise claim the name for these inputs."""
+        record, digests = _read_json(self["json"]), _digests(tpr, plumed)
+        for key, what in (("tpr_sha256", "run input file"), ("plumed_sha256", "PLUMED input")):
+            if record is not None and record.get(key) != digests.get(key):
+                raise StoreError(
+                    f"{self.folder} holds a run named {self.name} of another {what}",
+                    expected=f"an empty folder or the run of {tpr}",
+                    remedy="use another folder or remove the old files",
+                )
         if record is not None and record.get("finished"):
             if all((self.folder / file).exists() for file in record["files"]):
                 return self.result(record["ns_per_day"] or math.nan, record["steps"])
@@ -84,10 +85,10 @@ class RunFiles:
                     f"{self['cpt']} is there, but no {self['json'].name} that says whose checkpoint it is",
                     remedy="use another folder or remove it",
                 )
-            self._write_record({"tpr_sha256": digest, "finished": False})
+            self._write_record({**digests, "finished": False})
         return None
 
-    def close_record(self, tpr: Path) -> MdrunResult:
+    def close_record(self, tpr: Path, plumed: Path | None = None, tool: str = "gmx mdrun") -> MdrunResult:
         """Check that the run is whole and say so in the record."""
         header, ending = head(self["log"], 200_000), tail(self["log"], 50_000)
         speed = re.findall(r"^Performance:\s+([\d.eE+-]+)", ending, re.M)
@@ -96,7 +97,7 @@ class RunFiles:
         dynamics = input_value(header, "integrator") in {"md", "md-vv", "md-vv-avek", "sd", "bd"}
         if dynamics and wanted is not None and int(wanted) >= 0 and done < int(wanted):
             raise MdrunError(
-                "gmx mdrun",
+                tool,
                 f"stopped at step {done} of {wanted} by a signal",
                 log=self["log"],
                 remedy="run again to go on from its checkpoint",
@@ -105,7 +106,7 @@ class RunFiles:
         written = [self[e].name for e in ("trr", "xtc", "gro", "edr", "log") if self[e].exists()]
         self._write_record(
             {
-                "tpr_sha256": _digest(tpr),
+                **_digests(tpr, plumed),
                 "finished": True,
                 "steps": done,
                 "ns_per_day": None if math.isnan(ns_per_day) else ns_per_day,
@@ -219,6 +220,11 @@ def tail(path: Path, size: int) -> str:
             return stream.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
+
+
+def _digests(tpr: Path, plumed: Path | None) -> dict[str, str]:
+    """Hashes of a run's inputs as its record keeps them."""
+    return {"tpr_sha256": _digest(tpr)} | ({} if plumed is None else {"plumed_sha256": _digest(plumed)})
 
 
 def _digest(path: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ccg_gmx.settings import Settings
 
@@ -28,7 +29,11 @@ def available_cores() -> int:
 class EngineSettings(Settings):
     """How GROMACS is found and how it uses the machine.
 
+    In a workflow file ``engine: gmxapi`` is short for ``engine: {driver: gmxapi}``.
+
     Attributes:
+        driver: how mdrun is called: ``gmx`` as a program; ``gmxapi`` through GROMACS' Python interface; ``auto`` as a
+            program wherever there is one, else through an installed gmxapi. Frames and energies are the same.
         gmx: path of the gmx program; None looks into $GMXBIN, then along PATH.
         workers: upper limit of runs at the same time; never more than cores / threads_per_run are started.
         threads_per_run: OpenMP threads of one mdrun. Small molecules in vacuum are fastest on 1.
@@ -36,11 +41,17 @@ class EngineSettings(Settings):
         mdrun_flags: further mdrun options that place work on hardware, e.g. ``["-update", "gpu"]``.
     """
 
+    driver: Literal["gmx", "gmxapi", "auto"] = "auto"
     gmx: str | None = None
     workers: int = Field(default_factory=available_cores, ge=1)
     threads_per_run: int = Field(default=1, ge=1)
     gpu: bool = False
     mdrun_flags: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone_is_the_driver(cls, given: Any) -> Any:
+        return {"driver": given} if isinstance(given, str) else given
 
     @field_validator("mdrun_flags")
     @classmethod

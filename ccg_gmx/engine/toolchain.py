@@ -15,17 +15,17 @@ from pathlib import Path
 
 from ccg_gmx import __version__
 from ccg_gmx.engine.compiler import find_compiler
+from ccg_gmx.engine.gmxapi import find_bindings
 from ccg_gmx.engine.gromacs import MINIMUM_VERSION, Gmx
 from ccg_gmx.engine.plumed import find_kernel
 from ccg_gmx.engine.plumed_build import find_plugin
 from ccg_gmx.engine.probe import first_line, run
-from ccg_gmx.engine.settings import available_cores
+from ccg_gmx.engine.settings import EngineSettings, available_cores
 from ccg_gmx.errors import CcgError
 
 PLUMED_MODULES = ("opes", "pytorch", "annfunc")
 """Optional PLUMED modules that the package has a use for."""
 
-_SLOW_S = 120.0
 _CONDA = "conda install -c conda-forge"
 
 
@@ -212,17 +212,15 @@ def _mdanalysis() -> _Finding:
 
 
 def _gmxapi() -> _Finding:
-    # In a child: against the wrong GROMACS its import can end the process, and with some MPI builds it starts MPI.
-    # -P: a folder of that name where the user happens to stand is not the module.
-    result = run([sys.executable, "-P", "-c", "import gmxapi; print(gmxapi.__version__)"], _SLOW_S)
-    if result is None:
-        return _Finding(False, detail="its import does not end")
-    if result.returncode == 0:
-        return _Finding(True, "".join(result.stdout.strip().splitlines()[-1:]), "importable")
-    if "No module named 'gmxapi'" in result.stderr:
-        return _Finding(False, detail="not installed")
-    reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-    return _Finding(False, detail=f"installed, but its import fails: {reason[:200]}")
+    bindings = find_bindings(sys.executable)
+    if not bindings.usable:
+        return _Finding(False, bindings.version, bindings.trouble)
+    try:
+        gmx = Gmx.find(EngineSettings(gmx=bindings.gmx)) if bindings.gmx else None
+    except CcgError as error:
+        return _Finding(False, bindings.version, f"importable, but of its GROMACS: {error.found}")
+    stated = f"GROMACS {gmx.version}, {gmx.path}" if gmx else "a GROMACS that it does not name"
+    return _Finding(True, bindings.version, f"importable; built for {stated}")
 
 
 def _gpu() -> _Finding:

@@ -11,8 +11,9 @@ import torch
 from ccg_gmx.cycle.stages.fine_langevin import run_walkers
 from ccg_gmx.cycle.store import Work, write_json
 from ccg_gmx.cycle.system import System
-from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.driver import find_engine
 from ccg_gmx.engine.mdp import fine_run, minimise
+from ccg_gmx.engine.protocol import Engine
 from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
@@ -26,9 +27,9 @@ ENERGY_TOLERANCE_KJ_MOL = 1e-3
 """Two .tpr of one topology agree far better than this: they print the same parameters."""
 
 
-def find_gmx(work: Work) -> Gmx:
+def find_gmx(work: Work) -> Engine:
     """Return the GROMACS of this machine, as the workflow's engine settings say."""
-    return Gmx.find(EngineSettings(**work.context.get("engine", {})))
+    return find_engine(EngineSettings(**work.context.get("engine", {})))
 
 
 def make_system(work: Work) -> None:
@@ -151,7 +152,7 @@ def _split_run(
     return s.numpy(), b.numpy(), y.numpy(), u.numpy()
 
 
-def _given_topology(system: System, gmx: Gmx, tpr: Path) -> Topology:
+def _given_topology(system: System, gmx: Engine, tpr: Path) -> Topology:
     """Read a user's .tpr and check that its run samples the density the weights are about."""
     try:
         theirs = parse_tpr_dump(gmx.dump(tpr))
