@@ -13,6 +13,7 @@ import click
 from ccg_gmx import __version__
 from ccg_gmx.commands.bench import bench
 from ccg_gmx.commands.check import check
+from ccg_gmx.commands.cv import cv
 from ccg_gmx.commands.fes import fes
 from ccg_gmx.commands.plumed import plumed
 from ccg_gmx.commands.progress import Bar
@@ -187,7 +188,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-for _group in (bench, check, fes, plumed):
+for _group in (bench, check, cv, fes, plumed):
     main.add_command(_group)
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_training_stops_when_held_out_frames_no_longer_gain() -> None:
     assert found.history is not None
     assert found.history.stopped_early
     assert len(found.history.loss) < 1000
-    assert any("not slow" in word for word in found.warnings)
+    assert any("follow the noise" in word for word in found.warnings)
 
 
 def test_held_out_blocks_are_whole_and_seeded() -> None:

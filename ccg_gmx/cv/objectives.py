@@ -117,6 +117,12 @@ class TargetObjective:
         """Loss of the held-out frames."""
         return self._loss(network, self.test)
 
+    def scores(self, network: nn.Module) -> dict[str, float]:
+        """Losses of all training and all held-out frames."""
+        return {
+            name: float(self._loss(network, rows)) for name, rows in (("train", self.train), ("held_out", self.test))
+        }
+
     def _loss(self, network: nn.Module, rows: list[Tensor]) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for own, centre, width in zip(rows, self.centres, self.widths, strict=True):

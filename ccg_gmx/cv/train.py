@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,12 @@ from ccg_gmx.records import FloatArray
 from ccg_gmx.settings import Settings
 
 Method = Literal["tica", "deep-tica", "lda", "deep-tda"]
+
+SPARE_OUTPUTS = 5
+"""Outputs of the network of deep-tica beyond the variables asked for; TICA picks the slowest of them."""
+
+KEPT = 0.7
+"""Part of the training frames' sum of squared eigenvalues that held-out frames must reach."""
 
 STRETCHED = (
     "lags and times are in the time that the bias stretched (dt exp(V/kT), as long in all as the simulation); slow "
@@ -132,7 +139,7 @@ class _Job:
         if test is not None:
             scores["held_out"] = score(outputs @ judged.vectors, test)
         times = tuple(timescales(cv, p) for p in (pairs, *self._other_lags(self.settings.lag_ps)))
-        warnings = (*self._slow_warnings(pairs, times[0]), *times[0].warnings)
+        warnings = (*self._slow_warnings(pairs, times[0], scores), *times[0].warnings)
         return Learned(model, cv, held, times, scores, history, warnings)
 
     def _hidden(
@@ -140,7 +147,9 @@ class _Job:
     ) -> tuple[History, list[tuple[FloatArray, FloatArray]], FloatArray]:
         """Train a network for slowness: how it went, its layers, its outputs ``[T, k]``."""
         objective = SlownessObjective(self.x, train, test)
-        network, history = self._train(objective, train.first, train.second)
+        # with a few outputs more than wanted, training finds slow motions that one alone is stuck far from
+        outputs_in_all = min(self.settings.count + SPARE_OUTPUTS, max(self.settings.network.hidden[-1], 1))
+        network, history = self._train(objective, max(outputs_in_all, self.settings.count), train.first, train.second)
         with torch.no_grad():
             outputs = network(torch.from_numpy(self.x)).numpy()
         return history, _layers(network), outputs
@@ -155,7 +164,7 @@ class _Job:
                 continue
         return found
 
-    def _slow_warnings(self, pairs: Pairs, times: Timescales) -> list[str]:
+    def _slow_warnings(self, pairs: Pairs, times: Timescales, scores: dict[str, float]) -> list[str]:
         words = [STRETCHED] if self.data.weighting == "bias" else []
         if pairs.self_share > SELF_WARNING:
             words.append(
@@ -164,10 +173,17 @@ class _Job:
             )
         if self.data.kish_ess < 0.02 * len(self.data.time):
             words.append(f"the weights leave {self.data.kish_ess:.0f} of {len(self.data.time)} frames")
+        if scores.get("held_out", math.inf) < KEPT * scores["train"]:
+            words.append(
+                f"held-out frames are less slow than those of the training (sums of squared eigenvalues "
+                f"{scores['held_out']:.3g}, {scores['train']:.3g}): they follow the noise, or the runs are short"
+            )
         low = times.eigenvalues - 2 * times.eigenvalue_errors
-        for name, value in zip(self._names(), low, strict=True):
+        for name, value, ps in zip(self._names(), low, times.ps, strict=True):
             if not value > 0:
                 words.append(f"{name} is not slow: its autocorrelation at the lag is 0 within two errors")
+            elif ps < pairs.lag_ps:
+                words.append(f"{name} relaxes within the lag: a shorter lag tells more")
         return words
 
     # ------------------------------------------------------------ discriminant
@@ -182,26 +198,26 @@ class _Job:
             found = lda(self.x, *arguments, harmonic=settings.harmonic, ridge=settings.ridge)
             model = self._model((found.vectors.T,), (-found.mean @ found.vectors,))
             return Learned(model, model(data.values), held, scores={"between_over_within": float(found.eigenvalues[0])})
-        objective = TargetObjective(
-            self.x, data.state, data.weights, held, *default_targets(len(data.states), settings.count)
-        )
-        network, history = self._train(objective, data.state, held)
+        centres, widths = default_targets(len(data.states), settings.count)
+        size = float(np.abs(centres).max())  # the network learns numbers of order 1, its last layer is scaled after
+        objective = TargetObjective(self.x, data.state, data.weights, held, centres / size, widths / size)
+        network, history = self._train(objective, settings.count, data.state, held)
         with torch.no_grad():
-            parts = {"train": objective.train, "held_out": objective.test}
-            scores = {name: float(objective._loss(network, rows)) for name, rows in parts.items()}
-        layers = _layers(network)
-        model = self._model(tuple(w for w, _ in layers), tuple(b for _, b in layers))
-        return Learned(model, model(data.values), held, scores=scores, history=history)
+            scores = objective.scores(network)
+        model = self._model(*_with_last(_layers(network), size * np.eye(settings.count), np.zeros(settings.count)))
+        cv = model(data.values)
+        warnings = _missed(cv, data, held if held.any() else ~held, centres)
+        return Learned(model, cv, held, scores=scores, history=history, warnings=warnings)
 
     # ------------------------------------------------------------ both
 
-    def _train(self, objective: Any, *arrays: np.ndarray) -> tuple[nn.Sequential, History]:
+    def _train(self, objective: Any, n_out: int, *arrays: np.ndarray) -> tuple[nn.Sequential, History]:
         settings = self.settings
-        network = perceptron(self.x.shape[1], settings.network.hidden, settings.count, settings.seed)
+        network = perceptron(self.x.shape[1], settings.network.hidden, n_out, settings.seed)
         contract = {
             "method": settings.method,
             "data": digest(self.x, self.data.weights, *arrays),
-            "variables": settings.count,
+            "outputs": n_out,
         }
         training = Training(network, objective, settings.network, contract, settings.seed + 1, self.checkpoint)
         return network, training.run(self.progress)
@@ -212,6 +228,19 @@ class _Job:
     def _model(self, weights: tuple[FloatArray, ...], biases: tuple[FloatArray, ...]) -> CvModel:
         info = {"settings": self.settings.model_dump(mode="json"), "states": list(self.data.states)}
         return CvModel(self.settings.method, self.data.columns, self.mean, self.std, weights, biases, info)
+
+
+def _missed(cv: FloatArray, data: CvData, rows: np.ndarray, centres: FloatArray) -> tuple[str, ...]:
+    """Words about states that lie elsewhere than they should, by a tenth of the way to the next state."""
+    words = []
+    apart = float(np.linalg.norm(centres[1] - centres[0]))
+    for k, name in enumerate(data.states):
+        own = rows & (data.state == k)
+        if own.any() and np.linalg.norm(cv[own].mean(axis=0) - centres[k]) > 0.1 * apart:
+            words.append(
+                f"state {name} misses its target: these columns do not tell it from the others, or train longer"
+            )
+    return tuple(words)
 
 
 def _layers(network: nn.Sequential) -> list[tuple[FloatArray, FloatArray]]:

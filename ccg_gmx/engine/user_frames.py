@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from MDAnalysis.lib.formats.libmdaxdr import TRRFile, XTCFile
@@ -15,7 +15,7 @@ from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
 from ccg_gmx.molecule.colvar_file import read_columns, rows_at
 from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
-from ccg_gmx.molecule.torsion_paths import TorsionPaths, torsion_paths
+from ccg_gmx.molecule.torsion_paths import torsion_paths
 from ccg_gmx.molecule.trajectory import scan_trr
 from ccg_gmx.records import FloatArray, IntArray
 from ccg_gmx.units import thermal_energy
@@ -28,6 +28,21 @@ CHUNK = 4096
 
 Progress = Callable[[float, float], None]
 """Called with (frames done, frames in all)."""
+
+
+class Measure(Protocol):
+    """What is measured in every frame, from a few atoms."""
+
+    @property
+    def atoms(self) -> IntArray:
+        """``[m]`` atoms needed, 0-based, rising."""
+
+    @property
+    def size(self) -> int:
+        """Numbers per frame."""
+
+    def values(self, positions: FloatArray, box: FloatArray | None) -> FloatArray:
+        """``[T, size]`` from positions ``[T, m, 3]`` and boxes ``[T, 3, 3]``, nm; a box of None has no periodicity."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,52 @@ def read_user_frames(
         SettingsError, TopologyError, TrajectoryError: in one line, whatever does not fit.
         ToolMissingError, GmxDumpError: no gmx, or it cannot read the .tpr.
     """
+    return read_measured(
+        tpr,
+        trajectories,
+        tuple(torsions),
+        lambda topology: torsion_paths(topology, dict(torsions)),
+        biases=biases,
+        bias_units=bias_units,
+        temperature_K=temperature_K,
+        start_ps=start_ps,
+        stride=stride,
+        progress=progress,
+    )
+
+
+def read_measured(
+    tpr: Path,
+    trajectories: Sequence[Path],
+    names: tuple[str, ...],
+    measure: Callable[[Topology], Measure],
+    *,
+    biases: Sequence[BiasColumn] = (),
+    bias_units: str = "kJ/mol",
+    temperature_K: float | None = None,
+    start_ps: float = 0.0,
+    stride: int = 1,
+    progress: Progress | None = None,
+) -> UserFrames:
+    """Measure anything in trajectories of one system; arguments and errors as of :func:`read_user_frames`.
+
+    Args:
+        tpr: run input.
+        trajectories: .xtc or .trr files.
+        names: of the numbers that are measured.
+        measure: what to measure, for the topology of the .tpr.
+        biases: biases of the frames, summed.
+        bias_units: a key of :data:`BIAS_UNITS`.
+        temperature_K: temperature.
+        start_ps: leave out frames before this time.
+        stride: keep every ``stride``-th of the remaining frames of each file.
+        progress: called with (frames done, frames in all).
+    """
     for path in trajectories:
         _check_file(path)
     topology = parse_tpr_dump(Gmx.find().dump(tpr))
     temperature = _temperature(topology, temperature_K)
-    paths = torsion_paths(topology, dict(torsions))
+    paths = measure(topology)
     totals = _counts(trajectories, topology.n_atoms)
     read, done = [], 0
     for path, total in zip(trajectories, totals, strict=True):
@@ -119,7 +175,7 @@ def read_user_frames(
     scale = BIAS_UNITS[bias_units]
     per_kT = 1.0 if scale is None else scale / thermal_energy(temperature)
     values = [_bias_of(bias, time, run, file, len(read)) * per_kT for bias in biases]
-    return UserFrames(s, run, time, sum(values) if values else None, tuple(torsions), temperature, notes)  # type: ignore[arg-type]
+    return UserFrames(s, run, time, sum(values) if values else None, names, temperature, notes)  # type: ignore[arg-type]
 
 
 def _temperature(topology: Topology, given: float | None) -> float:
@@ -195,18 +251,18 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Progress | N
 
 
 def _read_file(
-    path: Path, paths: TorsionPaths, periodic: bool, start_ps: float, stride: int, progress: Progress | None
+    path: Path, paths: Measure, periodic: bool, start_ps: float, stride: int, progress: Progress | None
 ) -> tuple[FloatArray, FloatArray]:
-    """Times ``[T]`` and torsions ``[T, d]`` of the frames chosen of one file."""
+    """Times ``[T]`` and what is measured ``[T, d]`` of the frames chosen of one file."""
     times: list[float] = []
-    angles = [np.zeros((0, len(paths.legs) // 3))]
+    angles = [np.zeros((0, paths.size))]
     frames = _frames(path, start_ps, stride, progress)
     try:
         while chunk := list(itertools.islice(((f.time, f.x[paths.atoms], f.box) for f in frames), CHUNK)):
             times += [time for time, _, _ in chunk]
             positions = np.stack([x for _, x, _ in chunk]).astype(np.float64)
             box = np.stack([b for _, _, b in chunk]).astype(np.float64) if periodic else None
-            angles.append(paths.angles(positions, box))
+            angles.append(paths.values(positions, box))
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, len(times), error) from None
     time, s = np.array(times, dtype=np.float64), np.concatenate(angles)

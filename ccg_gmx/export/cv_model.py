@@ -84,7 +84,7 @@ def export_cv(
         examples: ``[T, n]`` typical columns, for the comparison after writing.
 
     Returns:
-        The files written: the model, unless the lines hold it, and ``.plumed.dat``.
+        The files written: the model, unless the lines hold it, and ``.plumed_KIND.dat``.
 
     Raises:
         CheckpointError: if there is no such format, or what was written gives other numbers.
@@ -94,7 +94,7 @@ def export_cv(
         raise CheckpointError(f"format {kind!r}", expected=", ".join(FORMATS))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.with_name(f"{path.name}.plumed.dat")
+    lines = path.with_name(f"{path.name}.plumed_{kind}.dat")
     if kind == "ann":
         _write(lines, input_lines(model, kind, ""))
         return [lines]

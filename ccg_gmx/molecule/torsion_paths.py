@@ -34,6 +34,15 @@ class TorsionPaths:
     legs: FloatArray
     unbonded: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Number of torsions."""
+        return len(self.legs) // 3
+
+    def values(self, positions: FloatArray, box: FloatArray | None) -> FloatArray:
+        """The same as :meth:`angles`, the name that whatever is measured frame by frame has."""
+        return self.angles(positions, box)
+
     def angles(self, positions: FloatArray, box: FloatArray | None) -> FloatArray:
         """Torsions (IUPAC sign, as GROMACS has it; 180 degrees is trans).
 
@@ -120,6 +129,11 @@ def _reduced(vectors: FloatArray, box: FloatArray) -> FloatArray:
         turns = np.round(vectors[:, :, axis] / box[:, None, axis, axis])
         vectors = vectors - turns[:, :, None] * box[:, None, axis, :]
     return vectors
+
+
+def nearest_image(vectors: FloatArray, box: FloatArray) -> FloatArray:
+    """Shortest image of vectors ``[T, S, 3]`` nm in boxes ``[T, 3, 3]`` nm, rows as in GROMACS' triangular form."""
+    return _nearest(_reduced(vectors, box), box)
 
 
 def _nearest(vectors: FloatArray, box: FloatArray) -> FloatArray:
