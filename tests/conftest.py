@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from plumed_tools import FORMATS, MIXED, mixed_model, torsion_model, torsion_signature
 
+from ccg_gmx.engine.gmxapi import find_bindings
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import fine_run
 from ccg_gmx.engine.plumed import Kernel, find_kernel
@@ -105,7 +106,8 @@ def _plumed() -> str:
 
 
 def _gmxapi() -> str:
-    return "ran" if importlib.util.find_spec("gmxapi") else "skipped: the package gmxapi is not installed"
+    found = find_bindings()
+    return f"ran with gmxapi {found.version} for {found.gmx}" if found.usable else f"skipped: gmxapi is {found.trouble}"
 
 
 def _cuda() -> str:
