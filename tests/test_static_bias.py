@@ -53,7 +53,7 @@ def test_cap_is_exact_below_smooth_at_and_constant_above() -> None:
 @pytest.mark.parametrize("names", [("phi",), ("phi", "psi")])
 def test_bias_is_minus_f_where_the_surface_is_low(names: tuple[str, ...]) -> None:
     f = surface(names)
-    bias = static_bias(f)
+    bias = static_bias(f, 10.0)
     low = f.f < 9
     assert low.any()
     assert not low.all()

@@ -41,7 +41,7 @@ def save_plot(found: Flatness, table: CellTable, path: Path) -> None:
                 figure.add_subplot(1, 2, 1), found, np.log(np.where(ratio > 0, ratio, np.nan)), "ln(density / flat), kT"
             )
             _map(figure.add_subplot(1, 2, 2), found, score, "deviation / its error")
-            figure.subplots_adjust(left=0.09, right=0.95, bottom=0.17, top=0.94, wspace=0.4)
+            figure.subplots_adjust(left=0.09, right=0.95, bottom=0.17, top=0.94, wspace=0.6)
         save_figure(figure, path)
 
 
