@@ -17,9 +17,10 @@ from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
 CAP_KT = 15.0
-"""Default height up to which the surface is compensated: f is judged below 8 kT, but a run
-that must cross what is left of a pass takes long. The pass between the basins of alanine dipeptide is at 14.7 kT: under a cap of 10, frames stayed
-correlated over 420 ps; under 15, over 6 ps."""
+"""Default height up to which the surface is compensated.
+
+f is judged below 8 kT, but a run that must cross what is left of a pass takes long. The pass between the basins of
+alanine dipeptide is at 14.7 kT: under a cap of 10 kT frames stayed correlated over 420 ps, under 15 kT over 6 ps."""
 
 GRID_POINTS = 200
 """Least points per torsion of a PLUMED grid: PLUMED's own interpolation is less smooth than ours."""
