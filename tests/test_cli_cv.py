@@ -109,6 +109,16 @@ def test_a_biased_run(folder: Path, tmp_path: Path) -> None:
     refused("a bias without a temperature", *command, "--out", tmp_path / "m")
 
 
+def test_log_weights_and_a_lag_that_is_too_long(folder: Path, tmp_path: Path) -> None:
+    """The same weight for every frame changes nothing; a bias beside them is refused."""
+    common = ("train", folder / "OU", "--method", "tica", "--arg", "a,b", "--lag", 60)
+    plain = json.loads(done(*common, "--json", "--out", tmp_path / "m"))
+    even = json.loads(done(*common, "--log-weights", "flat", "--json", "--out", tmp_path / "n"))
+    assert even["timescales"][0]["eigenvalues"] == pytest.approx(plain["timescales"][0]["eigenvalues"])
+    assert any("relaxes within the lag" in word or "not slow" in word for word in plain["warnings"])
+    refused("a bias and log-weights", *common, "--log-weights", "flat", "--bias", "b", "--temperature", 300)
+
+
 @pytest.mark.parametrize(("method", "count"), [("lda", 2), ("deep-tda", 1), ("deep-tda", 2)])
 def test_states_are_told_apart(folder: Path, tmp_path: Path, method: str, count: int) -> None:
     states = [word for name in "ABC" for word in ("--state", f"{name}={folder / name}")]

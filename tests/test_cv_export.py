@@ -24,6 +24,8 @@ from ccg_gmx.errors import CheckpointError, ToolMissingError
 from ccg_gmx.export.cv_model import FORMATS, as_perceptron, export_cv
 from ccg_gmx.export.torch_model import read_perceptron
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript, which PYTORCH_MODEL reads
+
 DOMAIN = (-math.pi, math.pi)
 COLUMNS = (
     Column("phi", "rad", DOMAIN, "TORSION ATOMS=1,2,3,4"),
