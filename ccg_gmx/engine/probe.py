@@ -6,8 +6,8 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-QUICK_S = 20.0
-"""Seconds that a program gets for an answer."""
+QUICK_S = 60.0
+"""Seconds that a program gets for an answer; on a busy machine a PLUMED with libtorch takes long to load."""
 
 
 def run(command: Sequence[str], timeout_s: float | None = None) -> subprocess.CompletedProcess[str] | None:
