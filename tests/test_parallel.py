@@ -144,7 +144,7 @@ def test_workers_die_with_their_parent(tmp_path: Path, number: signal.Signals) -
         assert time.monotonic() < deadline
         time.sleep(0.05)
     parent.send_signal(number)
-    parent.wait(timeout=20)
+    parent.wait(timeout=60)
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 if TYPE_CHECKING:
     from ccg_gmx.free_energy.axes import Axis
@@ -73,7 +73,7 @@ def hills(
     axes = parse_grids(grids, read.names, read.domains) or automatic_axes(chosen, read.names, read.domains)
     check_size(axes)
     boxes = parse_boxes(basins, axes)
-    ends = _ends(len(read.heights), stride, int(np.prod([axis.points for axis in axes])))
+    ends = _ends(len(read.heights), stride, math.prod(axis.points for axis in axes))
     found = hills_surface(
         chosen,
         axes,
@@ -132,5 +132,7 @@ def _ends(count: int, stride: int | None, points: int) -> list[int]:
 
 
 def _progress(read: Hills, ends: list[int]) -> FloatArray:
+    import numpy as np
+
     last = np.array(ends)
     return read.time[last - 1] if read.ordered else last.astype(np.float64)

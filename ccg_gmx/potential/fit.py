@@ -336,17 +336,20 @@ def _solve(basis: SeparableBasis, prior: sparse.csr_array, rows: Iterable[_Rows]
         right += weighted.T @ row.target
     used = np.diag(normal) > 0  # a constant without rows is not an unknown
     x, covariance = np.zeros(size), np.zeros((size, size))
+    # Rows of very different weight: with a unit diagonal no unknown drowns in the rounding of another.
+    scale = 1.0 / np.sqrt(np.diag(normal)[used])
+    both = np.outer(scale, scale)
     try:
-        factor = cho_factor(normal[np.ix_(used, used)])
+        factor = cho_factor(normal[np.ix_(used, used)] * both)
     except LinAlgError as error:
         raise SettingsError(
             f"the rows do not determine the coarse potential ({error})",
             expected="samples in every part of each term's range",
             remedy="use fewer knots or more samples",
         ) from error
-    x[used] = cho_solve(factor, right[used])
-    half = cho_solve(factor, middle[np.ix_(used, used)])
-    covariance[np.ix_(used, used)] = cho_solve(factor, half.T)
+    x[used] = scale * cho_solve(factor, scale * right[used])
+    half = cho_solve(factor, middle[np.ix_(used, used)] * both)
+    covariance[np.ix_(used, used)] = cho_solve(factor, half.T) * both
     covariance = 0.5 * (covariance + covariance.T)
     return x[: basis.size], covariance[: basis.size, : basis.size]
 
