@@ -50,6 +50,12 @@ def test_every_way_gets_the_same_torsions_and_its_own_model(tmp_path: Path) -> N
         assert PACKAGE not in ways
 
 
+def test_gromacs_own_words_are_found() -> None:
+    text = "Program: gmx\nFunction:    gmx::f(int)\n\nInternal error (bug):\nno such\nmodel\n\nFor more information and"
+    assert bench._reason(text) == "Internal error (bug): no such model"
+    assert bench._reason("anything\nelse\n") == "anything else"
+
+
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(SettingsError, match="at least 2000 steps"):
         bench_plugin(steps=10)

@@ -293,13 +293,20 @@ class _Run:
         command = [str(self.gmx.path), "mdrun", "-s", str(self.tpr), "-plumed", "plumed.dat", "-nsteps", str(steps)]
         command += ["-ntmpi", "1", "-ntomp", str(threads), "-pin", "off", "-nb", "cpu", "-g", "bench.log"]
         variables = {"PLUMED_KERNEL": str(self.built.kernel), "OMP_NUM_THREADS": str(threads), "GMX_MAXBACKUP": "-1"}
+        (self.folder / "PLUMED.OUT").unlink(missing_ok=True)  # PLUMED keeps a hundred backups and then refuses to start
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = capture(command, cwd=self.folder, env={**os.environ, **variables})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall = re.search(r"^\s+Time:\s+\S+\s+(\S+)", done.stderr, re.MULTILINE)
         if done.returncode or wall is None:
-            raise MdrunError("gmx mdrun -plumed", (done.stderr.strip().splitlines() or ["no output"])[-1])
+            raise MdrunError("gmx mdrun -plumed", _reason(done.stderr) or f"exit status {done.returncode}")
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, float(wall[1])
+
+
+def _reason(stderr: str) -> str:
+    """GROMACS' own words, which stand between its line about the function and its advice, or the last line."""
+    found = re.search(r"^Function:.*?\n\n(.*?)\n\s*\nFor more information", stderr, re.MULTILINE | re.DOTALL)
+    return " ".join((found[1] if found else stderr.strip()[-300:]).split())
 
 
 def _measure(runs: _Run, model: str, way: str, lines: str, threads: int) -> Cost:
