@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ccg_gmx.cycle.stages.coarse import load_coarse_run
-from ccg_gmx.cycle.stages.draws import load_draws, load_held_out
+from ccg_gmx.cycle.stages.draws import HeldOut, load_draws, load_held_out
 from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.stages.hidden_modes import load_check, load_fine_frames
 from ccg_gmx.cycle.store import EVALUATIONS, read_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.cycle.turns import Results
 from ccg_gmx.cycle.views import coarse_surfaces, load_fit, references, shown_surfaces
+from ccg_gmx.errors import CcgError
 from ccg_gmx.free_energy.bootstrap import bar_with_blocks
 from ccg_gmx.free_energy.combine import error_with_members
 from ccg_gmx.free_energy.diagnostics import Diagnostics, FineEvidence, diagnose
@@ -171,18 +172,27 @@ def bar_gaps(results: Results) -> dict[str, dict[str, float]]:
     f = fit.values(members[0].s)
     for basin in results.workflow.basins:
         rows = basin.mask(members[0].s, names)
-        if rows.sum() < _LEAST_BAR_FRAMES or not all(np.isfinite(held.fine[rows]).all() for held in members):
-            continue
+        if rows.sum() >= _LEAST_BAR_FRAMES and (gap := _bar_gap(members, f, rows)):
+            found[basin.name] = gap
+    return found
+
+
+def _bar_gap(members: list[HeldOut], f: FloatArray, rows: np.ndarray) -> dict[str, float] | None:
+    """Return what BAR says of some of the held-out frames; None where a flow and the frames do not overlap."""
+    if not all(np.isfinite(held.fine[rows]).all() for held in members):
+        return None
+    try:
         ratios = [
             bar_with_blocks(held.fine[rows] + f[rows], held.run[rows], held.drawn[rows] + f[rows, None])
             for held in members
         ]
-        # the members share the fine frames, so that their mean is no better than one of them
-        found[basin.name] = {
-            "gap": float(np.mean([ratio.f for ratio in ratios])),
-            "error": float(np.mean([ratio.error for ratio in ratios])),
-        }
-    return found
+    except CcgError:  # no draw has any weight there
+        return None
+    # the members share the fine frames, so that their mean is no better than one of them
+    return {
+        "gap": float(np.mean([ratio.f for ratio in ratios])),
+        "error": float(np.mean([ratio.error for ratio in ratios])),
+    }
 
 
 def basin_difference(results: Results) -> tuple[float, float]:
