@@ -14,6 +14,7 @@ from ccg_gmx.errors import CcgError
 from ccg_gmx.free_energy.fourier import FourierBasis, row_blocks
 from ccg_gmx.free_energy.marginals import (
     basin_nodes,
+    marginal_values,
     marginal_with_slopes,
     quadrature_points,
     region_integral,
@@ -204,7 +205,7 @@ class SurfaceFit:
 
     def _with_ratio(self, ratio: MarginalRatio, n: int, hidden_n: int | None = None) -> tuple[FloatArray, FloatArray]:
         """Marginal ``[n, n]`` over the ratio's torsions, its own basis there ``[n, n, P]``."""
-        f, _ = marginal_with_slopes(self.basis, self.coefficients, ratio.axes, n, hidden_n)
+        f = marginal_values(self.basis, self.coefficients, ratio.axes, n, hidden_n)
         design = ratio.fit.basis.grid_design(n).reshape(n, n, -1)
         return f + design @ ratio.fit.coefficients, design
 
