@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ccg_gmx.commands.fes_text import weights_report, weights_text
 from ccg_gmx.engine.user_colvar import UserColvar
 from ccg_gmx.errors import StoreError
 from ccg_gmx.free_energy.axes import Axis, Box, GridSurface
@@ -52,27 +53,8 @@ def colvar_report(found: ColvarSurface, read: UserColvar, notes: Sequence[str]) 
         "runs": found.runs,
         "off_grid": found.off_grid,
         "biased": read.u_bias is not None or read.windows is not None,
-        "kish_ess": found.kish_ess,
-        "kish_fraction": found.kish_ess / found.frames,
-        "largest_weight": found.largest_weight,
-        "inefficiency": found.plan.inefficiency,
-        "independent_frames": found.independent,
-        "resampled": {"unit": found.plan.unit, "count": int(found.plan.blocks.sum()), "length": found.plan.length},
-        "halves_js": found.halves_js,
+        **weights_report(found, kT),
         "windows": None if read.windows is None else {"f_kJ_mol": (read.windows.f * kT).tolist()},
-        "delta_f": [
-            {
-                "first": d.first,
-                "second": d.second,
-                "kJ_mol": d.f * kT,
-                "error_kJ_mol": d.error * kT,
-                "f_kT": d.f,
-                "error_kT": d.error,
-                "halves_kJ_mol": [half * kT for half in d.halves],
-                "blocks": d.blocks,
-            }
-            for d in found.differences
-        ],
         "settling": _settling_report(found.settling, kT),
         "notes": [*read.notes, *notes],
         "warnings": list(found.warnings),
@@ -81,25 +63,14 @@ def colvar_report(found: ColvarSurface, read: UserColvar, notes: Sequence[str]) 
 
 def colvar_text(report: dict[str, Any], written: str) -> str:
     """The report of ``ccg fes colvar`` in words."""
-    unit, windows = report["resampled"], report["windows"]
+    windows = report["windows"]
     runs = f"{report['runs']} run{'s' * (report['runs'] > 1)}"
     lines = [f"{report['frames']} frames of {runs} at {report['temperature_K']:g} K", *report["notes"]]
     if windows is not None:
         lines.append(f"{len(windows['f_kJ_mol'])} umbrella windows combined by MBAR")
     if report["off_grid"]:
         lines.append(f"frames beyond the ranges of --cv, not in the surface: {report['off_grid']}")
-    if report["biased"]:
-        share = f"{report['kish_fraction']:.1%} of the frames, the heaviest has {report['largest_weight']:.2%}"
-        lines.append(f"weights: kish_ess {report['kish_ess']:.0f}, {share}")
-    lines.append(
-        f"correlated over {report['inefficiency']:.0f} frames: about {report['independent_frames']:.0f} independent; "
-        f"errors from {unit['count']} {unit['unit']} of {unit['length']:.0f} frames"
-    )
-    for d in report["delta_f"]:
-        halves = " and ".join(f"{half:.2f}" for half in d["halves_kJ_mol"])
-        value = f"{d['kJ_mol']:.2f} +- {d['error_kJ_mol']:.2f} kJ/mol"
-        lines.append(f"delta_f, {d['second']} - {d['first']}: {value} (halves {halves})")
-    lines.append(f"first against second half: Jensen-Shannon {report['halves_js']:.1e} nats")
+    lines += weights_text(report)
     lines += [f"warning: {word}" for word in report["warnings"]]
     return "\n".join([*lines, f"written: {written}"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ccg_gmx.engine.user_frames import UserFrames
+from ccg_gmx.free_energy.colvar import ColvarSurface
 from ccg_gmx.free_energy.compare import Comparison
 from ccg_gmx.free_energy.frames import FrameSurface
 from ccg_gmx.free_energy.minima import Barrier, Minimum
@@ -23,6 +24,15 @@ def frames_report(found: FrameSurface, read: UserFrames) -> dict[str, Any]:
         "frames": found.frames,
         "runs": found.runs,
         "biased": read.u_bias is not None,
+        **weights_report(found, kT),
+        "notes": list(read.notes),
+        "warnings": list(found.warnings),
+    }
+
+
+def weights_report(found: FrameSurface | ColvarSurface, kT: float) -> dict[str, Any]:
+    """What a surface of weighted frames says of weights, correlation, errors and basins."""
+    return {
         "kish_ess": found.kish_ess,
         "kish_fraction": found.kish_ess / found.frames,
         "largest_weight": found.largest_weight,
@@ -43,29 +53,33 @@ def frames_report(found: FrameSurface, read: UserFrames) -> dict[str, Any]:
             }
             for d in found.differences
         ],
-        "notes": list(read.notes),
-        "warnings": list(found.warnings),
     }
 
 
-def frames_text(report: dict[str, Any], out: Path) -> str:
-    """The report of ``ccg fes frames`` in words."""
-    unit, g = report["resampled"], report["inefficiency"]
-    lines = [f"{report['frames']} frames of {report['runs']} run{'s' * (report['runs'] > 1)}"]
-    lines[0] += f" at {report['temperature_K']:g} K"
-    lines += report["notes"]
+def weights_text(report: dict[str, Any]) -> list[str]:
+    """The same in words."""
+    unit, lines = report["resampled"], []
     if report["biased"]:
         share = f"{report['kish_fraction']:.1%} of the frames, the heaviest has {report['largest_weight']:.2%}"
         lines.append(f"weights: kish_ess {report['kish_ess']:.0f}, {share}")
     lines.append(
-        f"correlated over {g:.0f} frames: about {report['independent_frames']:.0f} independent; errors from "
-        f"{unit['count']} {unit['unit']} of {unit['length']:.0f} frames"
+        f"correlated over {report['inefficiency']:.0f} frames: about {report['independent_frames']:.0f} independent; "
+        f"errors from {unit['count']} {unit['unit']} of {unit['length']:.0f} frames"
     )
     for d in report["delta_f"]:
         halves = " and ".join(f"{half:.2f}" for half in d["halves_kJ_mol"])
         value = f"{d['kJ_mol']:.2f} +- {d['error_kJ_mol']:.2f} kJ/mol"
         lines.append(f"delta_f, {d['second']} - {d['first']}: {value} (halves {halves})")
     lines.append(f"first against second half: Jensen-Shannon {report['halves_js']:.1e} nats")
+    return lines
+
+
+def frames_text(report: dict[str, Any], out: Path) -> str:
+    """The report of ``ccg fes frames`` in words."""
+    lines = [f"{report['frames']} frames of {report['runs']} run{'s' * (report['runs'] > 1)}"]
+    lines[0] += f" at {report['temperature_K']:g} K"
+    lines += report["notes"]
+    lines += weights_text(report)
     lines += [f"warning: {word}" for word in report["warnings"]]
     lines.append(f"written: {out}.npz, .dat, .png, .json")
     return "\n".join(lines)

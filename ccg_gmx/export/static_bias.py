@@ -13,6 +13,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ccg_gmx.errors import SettingsError
+from ccg_gmx.free_energy.surface_files import plumed_axis, plumed_rows
 from ccg_gmx.records import FloatArray, FreeEnergySurface
 from ccg_gmx.units import thermal_energy
 
@@ -125,16 +126,9 @@ def plumed_grid_text(bias: StaticBias, label: str, points: int | None = None) ->
     s: FloatArray = np.asarray(-np.pi + 2 * np.pi / n * np.arange(n), dtype=np.float64)
     columns = [axis.ravel() for axis in np.meshgrid(*(s,) * dims, indexing="ij")]
     columns += [bias.sampled(s, order).ravel() for order in (None, *range(dims))]
-    order = np.arange(n**dims).reshape((n,) * dims).transpose().ravel()
-    rows = np.stack(columns, axis=-1)[order]
-    header = [f"#! FIELDS {' '.join(bias.names)} {label}.bias {' '.join(f'der_{name}' for name in bias.names)}"]
-    for name in bias.names:
-        header += [f"#! SET min_{name} -pi", f"#! SET max_{name} pi", f"#! SET nbins_{name} {n}"]
-        header += [f"#! SET periodic_{name} true"]
-    blocks = [
-        "\n".join(" ".join(f"{x:.9f}" for x in row) for row in block) for block in np.split(rows, n ** (dims - 1))
-    ]
-    return "\n".join(header) + "\n" + "\n\n".join(blocks) + "\n"
+    header = [line for name in bias.names for line in plumed_axis(name, "-pi", "pi", n, True)]
+    fields = [*bias.names, f"{label}.bias", *(f"der_{name}" for name in bias.names)]
+    return plumed_rows(fields, header, columns, (n,) * dims)
 
 
 def _spline(values: FloatArray, axis: int, positions: FloatArray, derivative: int) -> FloatArray:

@@ -6,14 +6,19 @@ reads them; the .npz of other surfaces has other array names, and is refused the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ccg_gmx.free_energy.axes import Axis, GridSurface, grid_of, is_torsional, torsion_surface
-from ccg_gmx.free_energy.surface_files import read_npz, save_surface, write_npz
-from ccg_gmx.records import FloatArray
+from ccg_gmx.free_energy.surface_files import (
+    plumed_axis,
+    plumed_rows,
+    read_npz,
+    save_surface,
+    write_npz,
+    write_text,
+)
 from ccg_gmx.units import thermal_energy
 
 GRID_VERSION = 1
@@ -66,20 +71,9 @@ def write_grid(surface: GridSurface, path: Path, field: str = "file.free", digit
         digits: decimals.
     """
     energy = surface.f * thermal_energy(surface.temperature_K)
-    order = np.arange(energy.size).reshape(energy.shape).transpose().ravel()
-    rows: FloatArray = np.column_stack([grid_of(surface.axes), energy.ravel()])[order]
-    header = [f"#! FIELDS {' '.join(surface.names)} {field}"]
+    columns = [*grid_of(surface.axes).T, energy.ravel()]
+    header = []
     for axis in surface.axes:
         low, high = ("-pi", "pi") if axis.torsion else (f"{axis.low:.9g}", f"{axis.high:.9g}")
-        header += [f"#! SET min_{axis.name} {low}", f"#! SET max_{axis.name} {high}"]
-        header += [f"#! SET nbins_{axis.name} {axis.points}"]
-        header += [f"#! SET periodic_{axis.name} {str(axis.periodic).lower()}"]
-    # A blank line after each run of the first variable, as PLUMED and gnuplot have it.
-    blocks = ["\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in block) for block in _blocks(rows, surface)]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text("\n".join(header) + "\n" + "\n\n".join(blocks) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _blocks(rows: FloatArray, surface: GridSurface) -> list[FloatArray]:
-    return np.split(rows, surface.f.size // surface.axes[0].points)
+        header += plumed_axis(axis.name, low, high, axis.points, axis.periodic)
+    write_text(path, plumed_rows([*surface.names, field], header, columns, energy.shape, digits))

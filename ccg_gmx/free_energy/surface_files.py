@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,18 +104,42 @@ def write_plumed_grid(surface: FreeEnergySurface, path: Path, field: str = "file
     if np.isfinite(energy).all():
         columns += [_periodic_derivative(energy, axis).ravel() for axis in range(dims)]
         fields += [f"der_{name}" for name in surface.names]
-    order = np.arange(n**dims).reshape(energy.shape).transpose().ravel()
+    header = [line for name in surface.names for line in plumed_axis(name, "-pi", "pi", n, True)]
+    write_text(path, plumed_rows(fields, header, columns, surface.f.shape))
+
+
+def plumed_axis(name: str, low: str, high: str, points: int, periodic: bool) -> list[str]:
+    """Header lines of one variable of a PLUMED grid."""
+    lines = [f"#! SET min_{name} {low}", f"#! SET max_{name} {high}", f"#! SET nbins_{name} {points}"]
+    return [*lines, f"#! SET periodic_{name} {str(periodic).lower()}"]
+
+
+def plumed_rows(
+    fields: Sequence[str], header: Sequence[str], columns: Sequence[FloatArray], shape: tuple[int, ...], digits: int = 9
+) -> str:
+    """The text of a PLUMED grid, the first variable fastest.
+
+    Args:
+        fields: name of each column.
+        header: of ``plumed_axis``, of all variables.
+        columns: ``[product of shape]`` each, the last variable fastest.
+        shape: points of each variable.
+        digits: decimals.
+    """
+    order = np.arange(np.prod(shape)).reshape(shape).transpose().ravel()
     rows = np.stack(columns, axis=-1)[order]
-    header = [f"#! FIELDS {' '.join(fields)}"]
-    for name in surface.names:
-        header += [f"#! SET min_{name} -pi", f"#! SET max_{name} pi", f"#! SET nbins_{name} {n}"]
-        header += [f"#! SET periodic_{name} true"]
-    # A blank line after each run of the first torsion, as PLUMED and gnuplot have it.
+    # A blank line after each run of the first variable, as PLUMED and gnuplot have it.
     blocks = [
-        "\n".join(" ".join(f"{x:.9f}" for x in row) for row in block) for block in np.split(rows, n ** (dims - 1))
+        "\n".join(" ".join(f"{x:.{digits}f}" for x in row) for row in block)
+        for block in np.split(rows, len(rows) // shape[0])
     ]
+    return "\n".join([f"#! FIELDS {' '.join(fields)}", *header]) + "\n" + "\n\n".join(blocks) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is replaced in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text("\n".join(header) + "\n" + "\n\n".join(blocks) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
