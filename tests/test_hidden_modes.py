@@ -96,6 +96,11 @@ def test_states_by_hand() -> None:
     assert separate_states(np.zeros(2), np.full(2, 7.0), 2 * np.pi).tolist() == [0, 0]
 
 
+def test_walkers_that_start_at_one_value_still_leave_a_cut_of_the_circle() -> None:
+    low = np.array([1.0, 1.0, 4.1, 4.1])
+    assert separate_states(low, low + 0.5, 2 * np.pi).tolist() == [0, 0, 1, 1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(-3.1, 3.1), st.floats(0.01, 0.6)), min_size=2, max_size=8), st.floats(-10, 10))
 def test_states_on_a_circle_do_not_depend_on_its_origin(ranges: list[tuple[float, float]], turn: float) -> None:

@@ -149,9 +149,9 @@ def separate_states(low: FloatArray, high: FloatArray, period: float) -> IntArra
     """
     W = len(low)
     if math.isfinite(period):
-        # A cut of the circle is a lower end that lies inside no other range.
+        # A cut of the circle is a lower end that lies inside no other range; of equal ones the first is it.
         ahead = (low[:, None] - low[None, :]) % period
-        covered = (ahead <= (high - low)[None, :]) & ~np.eye(W, dtype=np.bool_)
+        covered = (ahead <= (high - low)[None, :]) & ((ahead > 0) | np.tri(W, k=-1, dtype=np.bool_))
         free = np.flatnonzero(~covered.any(axis=1))
         if not len(free) or (high - low).max() >= period:
             return np.zeros(W, dtype=np.int64)
