@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ VERSION = "GROMACS version:    {}\nPrecision:          {}\nGPU support:        d
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew() -> None:
+def _asked_anew() -> Iterator[None]:
+    """No answer of another test, and none of a fake left behind."""
+    find_bindings.cache_clear()
+    yield
     find_bindings.cache_clear()
 
 
