@@ -161,16 +161,21 @@ def test_short_equilibrium_walkers_know_more_than_their_length():
     assert found == pytest.approx(short_walker_factor(100, 50), abs=0.02)
 
 
-def test_a_law_of_short_walkers_is_that_of_their_starts_and_does_not_count():
+def test_a_law_of_short_walkers_or_of_groups_that_miss_a_state_does_not_count():
     points = nested_points(np.random.default_rng(8).normal(size=256), 50.0)
+    rates = relaxation(Transitions(0, 9, 0.0, 900.0), 0.2)
+    assert rates is not None
+    assert rates.tau_steps == pytest.approx(80.0)
+    for walker_steps, first, source in (
+        (1000.0, 1e4, "fit"),
+        (100.0, 1e4, "two-state theory"),  # short walkers: the law is that of their starts
+        (1000.0, 1e3, "two-state theory"),  # groups that see the rarer state twice, or not at all
+    ):
+        law = PowerLaw(-1.05, 0.1, 50.0, 5.0, first, 1e5, True)
+        assert MdResult(points, law, rates, Transitions(), walker_steps, 0.2).source == source
     law = PowerLaw(-1.05, 0.1, 50.0, 5.0, 1e3, 1e5, True)
-    for walker_steps, source in ((1000.0, "fit"), (100.0, "two-state theory")):
-        found = MdResult(points, law, relaxation(Transitions(0, 9, 0.0, 900.0), 0.2), Transitions(), walker_steps)
-        assert found.relaxation is not None
-        assert found.relaxation.tau_steps == pytest.approx(80.0)
-        assert found.source == source
-    assert MdResult(points, law, None, Transitions(), 1.0).source == "fit"
-    assert MdResult(points, None, None, Transitions(), 1.0).source is None
+    assert MdResult(points, law, None, Transitions(), 1.0, 0.2).source == "fit"
+    assert MdResult(points, None, None, Transitions(), 1.0, 0.2).source is None
 
 
 def test_no_transition_no_rate():

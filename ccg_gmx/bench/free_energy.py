@@ -48,6 +48,9 @@ SYSTEMS = {
 """Name -> workflow file, and the folder in topologies/ that holds its reference."""
 
 PARTS = ("cycle", "enhanced", "md")
+RARE_STEPS = 1_000_000_000
+"""More steps from the rarer state only refine the rate of leaving it, which dozens of transitions have given by then."""
+
 _TASKS = 2
 Log = Callable[[str], None]
 Bar = Callable[[str, int], Any]
@@ -61,7 +64,8 @@ class Options:
         system: a key of ``SYSTEMS``.
         out: folder of everything; the same folder resumes.
         seeds: cycles, and adaptive-bias runs, with seeds 1 to this.
-        md_steps: steps of plain MD, all walkers together; half as many again serve the rate of leaving the rare state.
+        md_steps: steps of plain MD, all walkers together; half as many again, at most ``RARE_STEPS``, serve the rate of
+            leaving the rare state.
         enhanced_steps: steps of each adaptive-bias run, all its walkers together.
         workflow: another workflow file than the system's own.
         overrides: ``a.b=value`` strings for the workflow.
@@ -221,7 +225,7 @@ class Bench:
         rare = 1 - self.states.committor if self.states.p_b > 0.5 else self.states.committor
         tasks = {
             "equilibrium": self._batches("equilibrium", self.p, walkers, steps, 1000),
-            "rare": self._batches("rare", self.p * (rare > 0.9), 2 * walkers, steps // 2, 2000),
+            "rare": self._batches("rare", self.p * (rare > 0.9), 2 * walkers, min(steps // 2, RARE_STEPS), 2000),
         }
         self._run_all(plain_md.run_md, tasks["rare"], "MD, rare state")
         self._run_all(plain_md.run_md, tasks["equilibrium"], "MD, equilibrium")

@@ -22,6 +22,9 @@ MARK = 1e-3
 LONG_WALKERS = 0.8
 """Walkers are long enough for the measured law to count if their KL is this part of one long run's (five tau)."""
 
+VISITS = 5.0
+"""Expected visits of the rarer state in the smallest fitted group; with fewer, groups that miss it set the slope."""
+
 PUBLISHED = "published (arXiv 2402.01195, ff96 + OBC1): 15.9 to 216 times fewer evaluations than MD"
 HOW = {
     "forward_kl": "sum of p ln(p / q) in nats over 100 x 100 bins, p the reference; its noise is not subtracted",
@@ -44,6 +47,7 @@ class MdResult:
         relaxation: of the slowest step, None if no transition was seen.
         transitions: between the cores.
         walker_steps: length of each walker.
+        p_b: population of the second state.
     """
 
     points: list[Point]
@@ -51,6 +55,7 @@ class MdResult:
     relaxation: Relaxation | None
     transitions: Transitions
     walker_steps: float
+    p_b: float
 
     @property
     def walker_factor(self) -> float:
@@ -58,13 +63,27 @@ class MdResult:
         return 1.0 if self.relaxation is None else short_walker_factor(self.walker_steps, self.relaxation.tau_steps)
 
     @property
-    def source(self) -> str | None:
-        """Which of the two extrapolations is used: the fit where it is established on long walkers, else theory.
+    def visits(self) -> float:
+        """Expected visits of the rarer state in the first point of the law; nan without a law or a relaxation time."""
+        if self.law is None or self.relaxation is None:
+            return math.nan
+        return self.law.first * self.p_b * (1 - self.p_b) / self.relaxation.tau_steps
+
+    @property
+    def established(self) -> bool:
+        """Whether the fitted 1/N law is that of MD: slope -1, long walkers, and groups that saw the rarer state.
 
         The starts of short walkers are independent draws from the reference: their KL falls as 1/N too, but it is
         that of the draws, not of MD.
         """
-        if self.law is not None and self.law.established and self.walker_factor >= LONG_WALKERS:
+        if self.law is None or not self.law.established:
+            return False
+        return self.relaxation is None or (self.walker_factor >= LONG_WALKERS and self.visits >= VISITS)
+
+    @property
+    def source(self) -> str | None:
+        """Which of the two extrapolations is used: the fit where it is established, else theory."""
+        if self.established:
             return "fit"
         return "two-state theory" if self.relaxation is not None else None
 
@@ -97,7 +116,7 @@ def measure_md(p: FloatArray, p_b: float, tasks: dict[str, list[MdTask]]) -> MdR
     parts = [pooled_transitions(load_histograms(batch, batch[0].segments)) for batch in tasks.values()]
     transitions = parts[0] + parts[1]
     steps = float(tasks["equilibrium"][0].segments * tasks["equilibrium"][0].segment_steps)
-    return MdResult(points, fit_one_over_n(points), relaxation(transitions, p_b), transitions, steps)
+    return MdResult(points, fit_one_over_n(points), relaxation(transitions, p_b), transitions, steps, p_b)
 
 
 def assemble(
@@ -185,7 +204,7 @@ def _md_block(
         "c": law.c if law else None,
         "c_error": law.c_error if law else None,
         "fitted_from_to": [law.first, law.last] if law else None,
-        "established": bool(law and law.established),
+        "established": md.established,
         "extrapolated_by": md.source,
         "extrapolated": {
             f"{MARK:g}": md.evaluations(MARK),
@@ -206,6 +225,7 @@ def _md_block(
             "c_two_state": relaxed.tau_steps,
             "walker_over_tau": md.walker_steps / relaxed.tau_steps,
             "short_walker_factor": md.walker_factor,
+            "visits_in_first_fitted": md.visits,
             "c_of_one_long_run": law.c / md.walker_factor if law else None,
         }
     return block
@@ -297,7 +317,8 @@ def _md_text(result: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"  walkers are {md['walker_over_tau']:.2g} tau long and start in equilibrium: their KL is "
-            f"{md['short_walker_factor']:.2g} of one long run's"
+            f"{md['short_walker_factor']:.2g} of one long run's; the smallest fitted group visits the rarer state "
+            f"{md['visits_in_first_fitted']:.2g} times"
         )
     lines.append(f"  ratio without extrapolation: more than {readable(result['ratio_to_md_at_least'])}")
     if md["extrapolated_by"] is None:
