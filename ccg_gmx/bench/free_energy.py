@@ -49,7 +49,7 @@ SYSTEMS = {
 
 PARTS = ("cycle", "enhanced", "md")
 RARE_STEPS = 1_000_000_000
-"""More steps from the rarer state only refine the rate of leaving it, which dozens of transitions have given by then."""
+"""More steps from the rarer state only refine the rate of leaving it, which dozens of transitions give by then."""
 
 _TASKS = 2
 Log = Callable[[str], None]
