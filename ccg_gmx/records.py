@@ -42,6 +42,23 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class BeadFrames:
+    """Frames of beads.
+
+    Attributes:
+        positions: ``[T, n, 3]`` nm; molecules whole where ``ccg map`` wrote them.
+        time: ``[T]`` ps.
+        box: ``[T, 3, 3]`` nm, rows are box vectors in GROMACS' lower triangular form; None without periodicity.
+        forces: ``[T, n, 3]`` kJ/mol/nm or None.
+    """
+
+    positions: FloatArray
+    time: FloatArray
+    box: FloatArray | None = None
+    forces: FloatArray | None = None
+
+
+@dataclass(frozen=True)
 class CoarseSplit:
     """Fine frames in internal coordinates, ``r = T(s, b, y)``.
 
