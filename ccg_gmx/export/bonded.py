@@ -1,36 +1,27 @@
 """Bonded interactions of a coarse model one by one: their tables and GROMACS' own forms beside them.
 
-Tables hold the value and *minus* its slope, per degree for angles and torsions; mdrun stops when a coordinate leaves
-its table, so tables are padded.
+mdrun stops when a coordinate leaves its table, so tables are padded (gromacs_tables.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from pydantic import Field
-
 from ccg_gmx.export.analytic import AnalyticForm, analytic_dihedral, analytic_term
+from ccg_gmx.export.gromacs_tables import (
+    DIHEDRAL_INTERVALS,
+    GromacsExportSettings,
+    angle_points,
+    angle_xvg,
+    bead_numbers,
+    bond_points,
+    bond_xvg,
+    circle_points,
+    dihedral_xvg,
+    table_file,
+)
 from ccg_gmx.potential.coarse import CoarsePotential
-from ccg_gmx.records import FloatArray
-from ccg_gmx.settings import Settings
-from ccg_gmx.units import DEGREES_PER_RADIAN
-
-_TABLE_LETTERS = {"bond": "b", "angle": "a", "torsion": "d"}
-_DIHEDRAL_INTERVALS = 3600
-
-
-class GromacsExportSettings(Settings):
-    """Resolution of the tables and the box."""
-
-    bond_table_end_nm: float = Field(default=0.5, gt=0, description="bond tables run from 0 to at least here")
-    bond_table_spacing_nm: float = Field(default=0.0002, gt=0, description="spacing of bond tables")
-    angle_table_points: int = Field(default=1800, ge=180, description="intervals of an angle table over 180 degrees")
-    cmap_refinement: int = Field(default=1, ge=1, le=8, description="CMAP points per knot of the torsion grid")
-    box_nm: float = Field(default=6.0, gt=0, description="edge of the cubic box, longer than twice the cut-off")
 
 
 @dataclass(frozen=True)
@@ -56,18 +47,13 @@ class BondedTerm:
     @property
     def file(self) -> str:
         """Name of the table, as ``mdrun -tableb`` wants it."""
-        return f"table_{_TABLE_LETTERS[self.kind]}{self.table}.xvg"
+        return table_file(self.kind, self.table)
 
     @property
     def lines(self) -> tuple[str, tuple[str, ...]]:
         """Lines of the topology: with the table, and with GROMACS' own form."""
         numbers = bead_numbers(self.beads)
         return f"{numbers} 8 {self.table} 1.0", tuple(f"{numbers} {line}" for line in self.form.lines)
-
-
-def bead_numbers(beads: Sequence[int]) -> str:
-    """Beads as a topology counts them, from 1."""
-    return " ".join(str(bead + 1) for bead in beads)
 
 
 def bonded_terms(
@@ -103,38 +89,15 @@ def bonded_terms(
 def _term_table(potential: CoarsePotential, i: int, settings: GromacsExportSettings) -> str:
     term, name = potential.basis.terms[i], potential.basis.terms[i].coordinate.name
     if term.coordinate.kind == "torsion":
-        return _closed(*potential.term_table(i, _circle()), name)
+        return dihedral_xvg(*potential.term_table(i, circle_points()), name)
     if term.coordinate.kind == "bond":
         # Twice the data's end at least: the wall is steep, but mdrun stops where a table ends.
-        end = max(settings.bond_table_end_nm, 2.0 * term.hi)
-        points = math.ceil(end / settings.bond_table_spacing_nm)
-        r = np.linspace(0.0, points * settings.bond_table_spacing_nm, points + 1, dtype=np.float64)
-        scale = 1.0
-    else:
-        r = np.linspace(0.0, math.pi, settings.angle_table_points + 1, dtype=np.float64)
-        scale = DEGREES_PER_RADIAN
-    value, slope = potential.term_table(i, r)
-    return _xvg(r * scale, value, slope / scale, name)
+        r = bond_points(max(settings.bond_table_end_nm, 2.0 * term.hi), settings.bond_table_spacing_nm)
+        return bond_xvg(r, *potential.term_table(i, r), name)
+    angle = angle_points(settings.angle_table_points)
+    return angle_xvg(angle, *potential.term_table(i, angle), name)
 
 
 def _map_table(potential: CoarsePotential, k: int, name: str) -> str:
-    value, slope = (potential.map_grid(k, _DIHEDRAL_INTERVALS, (order,)) for order in (0, 1))
-    return _closed(value, slope, name)
-
-
-def _circle() -> FloatArray:
-    return np.linspace(-math.pi, math.pi, _DIHEDRAL_INTERVALS, endpoint=False, dtype=np.float64)
-
-
-def _closed(value: FloatArray, slope: FloatArray, name: str) -> str:
-    """Dihedral table from values and slopes (per radian) around the circle: the last point is the first again."""
-    degrees = np.linspace(-180.0, 180.0, len(value) + 1)
-    wrap = np.append(np.arange(len(value)), 0)
-    return _xvg(degrees, value[wrap], slope[wrap] / DEGREES_PER_RADIAN, name)
-
-
-def _xvg(x: FloatArray, value: FloatArray, slope: FloatArray, title: str) -> str:
-    rows = np.stack([x, value, -slope], axis=1)
-    return f"# {title}: coordinate, potential (kJ/mol), minus its derivative\n" + "".join(
-        f"{a:.10g} {b:.10e} {c:.10e}\n" for a, b, c in rows.tolist()
-    )
+    value, slope = (potential.map_grid(k, DIHEDRAL_INTERVALS, (order,)) for order in (0, 1))
+    return dihedral_xvg(value, slope, name)

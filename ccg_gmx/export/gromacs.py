@@ -15,18 +15,17 @@ of its own; and it knows one spacing for all grids. For the tables see bonded.py
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ccg_gmx.errors import SettingsError, StoreError, TopologyError
-from ccg_gmx.export.bonded import BondedTerm, GromacsExportSettings, bead_numbers, bonded_terms
+from ccg_gmx.errors import SettingsError, TopologyError
+from ccg_gmx.export.bonded import BondedTerm, bonded_terms
+from ccg_gmx.export.folder import replace_folder
+from ccg_gmx.export.gromacs_tables import GromacsExportSettings, bead_numbers, cmap_type, section
 from ccg_gmx.potential.coarse import CoarsePotential
 from ccg_gmx.records import FloatArray
 
@@ -125,7 +124,7 @@ def write_forcefield(
     files[MDP_NAME] = mdp_text
     files[TABLES_MDP_NAME] = _with_tables(mdp_text)
     files["README.md"] = _readme(potential, molecule, bonded)
-    _replace_folder(folder, files)
+    replace_folder(folder, files)
     return ForceField(
         folder=folder,
         topology=folder / "topol.top",
@@ -199,27 +198,27 @@ def _topology(
     n, pairs = molecule.n_beads, {k: _cmap_beads(potential, molecule, k) for k in _pairs(potential)}
     types = [f"B{i + 1}" for i in range(n)]
     out = ["; Coarse model. With the macro TABLES bonded tables (mdrun -tableb), without it analytic forms.", ""]
-    out += _section("defaults", ["; nbfunc comb-rule gen-pairs fudgeLJ fudgeQQ", "1 2 no 1.0 1.0"])
+    out += section("defaults", ["; nbfunc comb-rule gen-pairs fudgeLJ fudgeQQ", "1 2 no 1.0 1.0"])
     atom_types = [f"{t} 0 {m:.6f} 0.0 A 0.0 0.0" for t, m in zip(types, molecule.masses, strict=True)]
-    out += _section("atomtypes", ["; name at.num mass charge ptype sigma epsilon", *atom_types])
+    out += section("atomtypes", ["; name at.num mass charge ptype sigma epsilon", *atom_types])
     if pairs:
         grids = [_cmap_type(potential, k, [types[i] for i in beads], settings) for k, beads in pairs.items()]
-        out += _section("cmaptypes", grids)
+        out += section("cmaptypes", grids)
     # Excluding every pair is not needed for the physics (no charges, no Lennard-Jones), it saves their computation.
-    out += _section("moleculetype", ["; name nrexcl", f"{molecule.name} {n}"])
+    out += section("moleculetype", ["; name nrexcl", f"{molecule.name} {n}"])
     atoms = [
         f"{i + 1} {types[i]} {molecule.residue_ids[i]} {molecule.residue_names[i]} {molecule.bead_names[i]} {i + 1} "
         f"0.0 {molecule.masses[i]:.6f}"
         for i in range(n)
     ]
-    out += _section("atoms", ["; nr type resnr residue atom cgnr charge mass", *atoms])
-    for kind, section in _SECTIONS.items():
+    out += section("atoms", ["; nr type resnr residue atom cgnr charge mass", *atoms])
+    for kind, heading in _SECTIONS.items():
         chosen = [term for term in bonded if term.kind == kind]
         if chosen:
-            out += _either_section(section, chosen)
+            out += _either_section(heading, chosen)
     if pairs:
-        out += _section("cmap", ["; beads function", *(f"{bead_numbers(beads)} 1" for beads in pairs.values())])
-    out += _section("system", [f"{molecule.name} coarse model"]) + _section("molecules", [f"{molecule.name} {copies}"])
+        out += section("cmap", ["; beads function", *(f"{bead_numbers(beads)} 1" for beads in pairs.values())])
+    out += section("system", [f"{molecule.name} coarse model"]) + section("molecules", [f"{molecule.name} {copies}"])
     return "\n".join(out)
 
 
@@ -227,11 +226,7 @@ def _either_section(name: str, bonded: Sequence[BondedTerm]) -> list[str]:
     """A section with the table of each term, or its analytic form."""
     tables = [term.lines[0] for term in bonded]
     analytic = [line for term in bonded for line in term.lines[1]]
-    return _section(name, ["#ifdef TABLES", *tables, "#else", *analytic, "#endif"])
-
-
-def _section(name: str, lines: Sequence[str]) -> list[str]:
-    return [f"[ {name} ]", *lines, ""]
+    return section(name, ["#ifdef TABLES", *tables, "#else", *analytic, "#endif"])
 
 
 def _cmap_beads(potential: CoarsePotential, molecule: CoarseMolecule, k: int) -> tuple[int, ...]:
@@ -240,11 +235,7 @@ def _cmap_beads(potential: CoarsePotential, molecule: CoarseMolecule, k: int) ->
 
 
 def _cmap_type(potential: CoarsePotential, k: int, types: Sequence[str], settings: GromacsExportSettings) -> str:
-    """CMAP type: first torsion slowest, both from -180 degrees; a long line continued with backslashes."""
-    n = settings.cmap_refinement * potential.basis.maps.grids[k].knots
-    values = potential.map_grid(k, n).ravel().tolist()
-    rows = [" ".join(f"{v:.6f}" for v in values[i : i + 8]) for i in range(0, len(values), 8)]
-    return "\\\n".join([f"{' '.join(types)} 1 {n} {n}", *rows])
+    return cmap_type(types, potential.map_grid(k, settings.cmap_refinement * potential.basis.maps.grids[k].knots))
 
 
 def _structure(molecule: CoarseMolecule, positions: FloatArray, box_nm: float) -> str:
@@ -313,27 +304,3 @@ def _lost(potential: CoarsePotential) -> str:
 Each map reproduces the free energy over its own torsions. The maps know nothing of each other: the correlation between
 them that this leaves out of the fitted free energy is {potential.residual.surface_kl:.2g} nats.
 """
-
-
-def _replace_folder(folder: Path, files: dict[str, str]) -> None:
-    """Write all files beside ``folder``, then put the finished folder in its place."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            temporary.chmod(0o755)  # mkdtemp keeps others out
-            for name, text in files.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            old = temporary.with_name(f"{temporary.name}.old")
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {folder} ({error.strerror or error})",
-            expected="a writable folder with free space",
-            remedy="choose another output folder",
-        ) from error
