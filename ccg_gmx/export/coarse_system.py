@@ -37,17 +37,6 @@ class CoarseSystem:
         """Number of molecules."""
         return sum(count for _, count in self.topology.molecules)
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether any two beads can feel a pair potential."""
-        present = set(self.topology.types)
-        return any(first in present and second in present for first, second in self.model.pairs)
-
-    @property
-    def cutoff_nm(self) -> float:
-        """Largest cut-off of the pairs, nm; 0 without pairs."""
-        return float(self.model.cutoff) if self.has_pairs else 0.0
-
     def names(self, kind: str) -> list[str]:
         """Names of the bonded terms of a kind, in the topology's order."""
         return [name for name in self.topology.bonded_names if self.topology.kind(name) == kind]
@@ -62,11 +51,12 @@ def coarse_system(model: CoarseModel, topology: CoarseTopology, frames: BeadFram
         frames: frames of all its beads.
 
     Raises:
-        TopologyError: if a bonded term of the topology has no potential of its kind, or a name is too long for .gro.
+        SettingsError: if model and topology do not belong together, or a cut-off is longer than half the box.
+        TopologyError: if a name is too long for .gro.
         TrajectoryError: if the frames have another number of beads, or positions that are no numbers.
-        SettingsError: if a cut-off is longer than half the box.
     """
-    _check_terms(model, topology)
+    model.check(topology)
+    _check_names(topology)
     positions = np.asarray(frames.positions, dtype=np.float64)
     if positions.ndim != 3 or positions.shape[1:] != (topology.n_beads, 3) or not len(positions):
         raise TrajectoryError(
@@ -78,23 +68,13 @@ def coarse_system(model: CoarseModel, topology: CoarseTopology, frames: BeadFram
     if periodic:
         box = np.broadcast_to(np.asarray(frames.box, dtype=np.float64), (len(positions), 3, 3)).copy()
     else:
-        positions, box = _boxed(positions, float(model.cutoff))
+        positions, box = _boxed(positions, model.cutoff)
     system = CoarseSystem(model, topology, positions, box, periodic)
     _check_cutoff(system)
     return system
 
 
-def _check_terms(model: CoarseModel, topology: CoarseTopology) -> None:
-    for name in topology.bonded_names:
-        kind = topology.kind(name)
-        known = name in model.maps if kind == "cmap" else name in model.bonded and model.bonded[name].kind == kind
-        if not known:
-            have = sorted([*model.bonded, *model.maps])
-            raise TopologyError(
-                f"no potential for the {kind} {name} of the topology",
-                expected=f"one among those of the model ({', '.join(have) or 'it has none'})",
-                remedy="use the model that was fitted for this topology",
-            )
+def _check_names(topology: CoarseTopology) -> None:
     longest = max(map(len, (*topology.bead_names, *topology.residue_names)))
     if longest > 5:
         raise TopologyError(f"a bead or residue name of {longest} characters", expected="at most 5 (.gro format)")
@@ -110,9 +90,9 @@ def _boxed(positions: FloatArray, cutoff: float) -> tuple[FloatArray, FloatArray
 
 def _check_cutoff(system: CoarseSystem) -> None:
     heights = np.abs(np.linalg.det(system.box)) / _largest_face(system.box)
-    if 2.0 * system.cutoff_nm > float(heights.min()):
+    if 2.0 * system.model.cutoff > float(heights.min()):
         raise SettingsError(
-            f"a pair cut-off of {system.cutoff_nm:g} nm in a box {heights.min():.3f} nm high",
+            f"a pair cut-off of {system.model.cutoff:g} nm in a box {heights.min():.3f} nm high",
             expected="at most half of it (minimum image)",
             remedy="use a larger box or a model with a shorter cut-off",
         )

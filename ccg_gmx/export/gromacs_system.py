@@ -37,8 +37,8 @@ from ccg_gmx.export.gromacs_tables import (
 )
 from ccg_gmx.molecule.coarse_topology import CoarseMoleculeType, CoarseTopology
 from ccg_gmx.potential.curves import Curve
-from ccg_gmx.potential.model import CoarseModel
-from ccg_gmx.records import BeadFrames, FloatArray, IntArray
+from ccg_gmx.potential.model import CoarseModel, pair_key
+from ccg_gmx.records import BeadFrames, IntArray
 
 TOPOLOGY, STRUCTURE, MDP = "topol.top", "conf.gro", "grompp.mdp"
 _SECTIONS = {"bond": "bonds", "angle": "angles", "dihedral": "dihedrals"}
@@ -91,8 +91,10 @@ def write_gromacs(
         The files.
 
     Raises:
-        TopologyError: if model, topology and frames do not belong together, or GROMACS has no way to write them.
-        SettingsError: if ``molecule_pairs`` is asked for more than one molecule, or the box is too small.
+        SettingsError: if model and topology do not belong together, ``molecule_pairs`` is asked for more than one
+            molecule, or the box is too small.
+        TopologyError: if GROMACS cannot have a name.
+        TrajectoryError: if the frames are not of this topology.
         StoreError: if the folder cannot be written.
     """
     system = coarse_system(model, topology, frames)
@@ -108,7 +110,7 @@ def gromacs_files(
     """Text of every file by name; arguments and errors as for :func:`write_gromacs`."""
     settings = settings or GromacsExportSettings()
     numbers = {kind: {name: i for i, name in enumerate(system.names(kind))} for kind in _SECTIONS}
-    pairs = _molecule_pairs(system, len(numbers["bond"])) if molecule_pairs and system.has_pairs else {}
+    pairs = _molecule_pairs(system, len(numbers["bond"])) if molecule_pairs and system.model.pairs else {}
     tables = {
         table_file(kind, i): _curve_table(system.model.bonded[name], name, settings)
         for kind, names in numbers.items()
@@ -116,7 +118,7 @@ def gromacs_files(
     }
     r = bond_points(_reach(system), _PAIR_SPACING_NM) if pairs else np.zeros(0)
     for types, (number, _) in pairs.items():
-        tables[table_file("bond", number)] = bond_xvg(r, *_pair(system, types).value_and_slope(r), "-".join(types))
+        tables[table_file("bond", number)] = bond_xvg(r, *system.model.pairs[types].value_and_slope(r), "-".join(types))
     molecules = distinct_molecules(system.topology)
     itps = {f"{name}.itp": _molecule_text(molecule, numbers, pairs) for name, molecule in molecules.items()}
     return {
@@ -184,14 +186,14 @@ def cmap_types(system: CoarseSystem) -> list[str]:
     names = system.names("cmap")
     if not names:
         return []
-    points = math.lcm(*(len(system.model.maps[name].coefficients) for name in names))
+    points = math.lcm(*(system.model.maps[name].knots for name in names))
     if points > _LARGEST_CMAP:
         raise SettingsError(
             f"maps whose knots have the least common multiple {points}",
             expected=f"at most {_LARGEST_CMAP}: GROMACS has one spacing for all CMAPs",
             remedy="fit all maps with the same number of knots",
         )
-    grids = {name: map_grid(system, name, points) for name in names}
+    grids = {name: system.model.maps[name].on_grid(points) for name in names}
     lines = []
     for molecule in distinct_molecules(system.topology).values():
         types = atom_types(molecule)
@@ -199,12 +201,6 @@ def cmap_types(system: CoarseSystem) -> list[str]:
             if term.kind == "cmap":
                 lines += [cmap_type([types[i] for i in beads], grids[term.name]) for beads in term.beads]
     return lines
-
-
-def map_grid(system: CoarseSystem, name: str, n: int) -> FloatArray:
-    """Map over two torsions at ``-pi + i * 2 pi / n``, first torsion slowest, ``[n, n]`` kJ/mol."""
-    phi, psi = np.meshgrid(circle_points(n), circle_points(n), indexing="ij")
-    return np.asarray(system.model.maps[name].value_and_gradient(phi.ravel(), psi.ravel())[0]).reshape(n, n)
 
 
 def structure_text(system: CoarseSystem, frame: int) -> str:
@@ -264,16 +260,12 @@ def _molecule_pairs(system: CoarseSystem, first: int) -> dict[tuple[str, str], t
     excluded = {tuple(pair) for pair in topology.excluded_pairs.tolist()}
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for pair in zip(i.tolist(), j.tolist(), strict=True):
-        first_type, second_type = sorted(topology.bead_types[bead] for bead in pair)
-        if pair not in excluded and (first_type, second_type) in system.model.pairs:
-            found.setdefault((first_type, second_type), []).append(pair)
+        types = pair_key(*(topology.bead_types[bead] for bead in pair))
+        if pair not in excluded and types in system.model.pairs:
+            found.setdefault(types, []).append(pair)
     return {
         types: (first + k, np.array(beads, dtype=np.int64)) for k, (types, beads) in enumerate(sorted(found.items()))
     }
-
-
-def _pair(system: CoarseSystem, types: tuple[str, str]) -> Curve:
-    return system.model.pairs[types]
 
 
 def _reach(system: CoarseSystem) -> float:
