@@ -15,6 +15,7 @@ from ccg_gmx.commands.bench import bench
 from ccg_gmx.commands.check import check
 from ccg_gmx.commands.cv import cv
 from ccg_gmx.commands.fes import fes
+from ccg_gmx.commands.map import map_command
 from ccg_gmx.commands.plumed import plumed
 from ccg_gmx.commands.progress import Bar
 from ccg_gmx.errors import CcgError
@@ -188,7 +189,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-for _group in (bench, check, cv, fes, plumed):
+for _group in (bench, check, cv, fes, map_command, plumed):
     main.add_command(_group)
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ccg_gmx.records import FloatArray, IntArray
 # the B state of Ryckaert-Bellemans and Fourier dihedrals stands in a line of its own
 _FUNCTION = re.compile(r"^\s*functype\[(\d+)\]=(\w+), ?(.*(?:\n\s*(?:rbc|Four)B\[.*)?)$", re.M)
 _PARAMETER = re.compile(r"([\w\[\]]+)=\s*([-+.\deE]+|[-+]?nan|[-+]?inf)")
-_MOLBLOCK = re.compile(r"^\s*moltype\s+= (\d+) \".*?\n\s*#molecules\s+= (\d+)", re.M)
+_MOLBLOCK = re.compile(r"^\s*moltype\s+= (\d+) \"(.*?)\"\n\s*#molecules\s+= (\d+)", re.M)
 _MOLTYPE = re.compile(r"^ *moltype \((\d+)\):\n", re.M)
 _ATOM = re.compile(
     r"atom\[\s*\d+\]=\{type=\s*(\d+), typeB=\s*(\d+), ptype=\s*([\w ]+?), m=\s*(\S+), q=\s*(\S+), "
@@ -31,7 +31,9 @@ _CMAP_GRID = re.compile(r"^grid\[ *\d+\]=\{\n((?:[-+.\d \t]+\n)+)", re.M)
 _BOX_ROW = re.compile(r"^\s*box\[\s*\d\]=\{(.*?)\}", re.M)
 
 
-class _Atom(NamedTuple):
+class DumpedAtom(NamedTuple):
+    """One atom of a molecule type."""
+
     type: int
     mass: float
     charge: float
@@ -41,10 +43,10 @@ class _Atom(NamedTuple):
 
 
 @dataclass
-class _MoleculeType:
-    """One molecule type, indices local to it."""
+class DumpedMolecule:
+    """One molecule type, indices local to it; interactions as in :class:`TprDump`."""
 
-    atoms: list[_Atom]
+    atoms: list[DumpedAtom]
     names: list[str]
     residues: list[tuple[str, int]]
     exclusions: IntArray
@@ -100,17 +102,9 @@ def read_dump(text: str) -> TprDump:
     Raises:
         TopologyError: if a part is missing or a list has not the length that the dump announces.
     """
-    head, mark, tail = text.partition("\ntopology:\n")
-    if not mark or "inputrec:" not in head:
-        raise TopologyError(
-            "the text has no inputrec and topology sections", expected="the output of gmx dump -s of a .tpr file"
-        )
-    # gmx dump ends no line after a type without parameters
-    parts = _MOLTYPE.split(re.sub(r"(=CONNBONDS,) *(?=\S)", r"\1\n   ", tail))
-    molecule_types = {
-        int(number): _read_molecule_type(body) for number, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
-    blocks = [(molecule_types[int(kind)], int(count)) for kind, count in _MOLBLOCK.findall(parts[0])]
+    head, tail = _split(text)
+    parts = _molecule_parts(tail)
+    blocks = [(molecule, count) for _, molecule, count in _read_blocks(parts)]
     functions = _FUNCTION.findall(parts[0])
     if [int(number) for number, _, _ in functions] != list(range(int(_value(parts[0], "ntypes")))):
         raise TopologyError("the list of function types is incomplete", expected="a whole dump", remedy="dump it again")
@@ -131,6 +125,38 @@ def read_dump(text: str) -> TprDump:
     )
     _check_counts(dump, int(_value(parts[0], "#atoms")))
     return dump
+
+
+def read_molecule_blocks(text: str) -> list[tuple[str, DumpedMolecule, int]]:
+    """Read name, molecule type and number of copies of each block of molecules, copies not written out.
+
+    Raises:
+        TopologyError: as :func:`read_dump`.
+    """
+    return _read_blocks(_molecule_parts(_split(text)[1]))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Give the run settings and the topology."""
+    head, mark, tail = text.partition("\ntopology:\n")
+    if not mark or "inputrec:" not in head:
+        raise TopologyError(
+            "the text has no inputrec and topology sections", expected="the output of gmx dump -s of a .tpr file"
+        )
+    return head, tail
+
+
+def _molecule_parts(topology: str) -> list[str]:
+    """Give what stands before the molecule types, then number and body of each."""
+    # gmx dump ends no line after a type without parameters
+    return _MOLTYPE.split(re.sub(r"(=CONNBONDS,) *(?=\S)", r"\1\n   ", topology))
+
+
+def _read_blocks(parts: list[str]) -> list[tuple[str, DumpedMolecule, int]]:
+    molecule_types = {
+        int(number): _read_molecule_type(body) for number, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
+    return [(name, molecule_types[int(kind)], int(count)) for kind, name, count in _MOLBLOCK.findall(parts[0])]
 
 
 def _check_counts(dump: TprDump, n_atoms: int) -> None:
@@ -196,16 +222,16 @@ def _is_perturbed(parameters: dict[str, float]) -> bool:
     return any(not math.isclose(a, b) for a, b in states)
 
 
-def _read_molecule_type(body: str) -> _MoleculeType:
+def _read_molecule_type(body: str) -> DumpedMolecule:
     atoms = [
-        _Atom(
+        DumpedAtom(
             type=int(kind), mass=float(mass), charge=float(charge), residue=int(residue), number=int(number),
             perturbed=(kind, float(mass), float(charge)) != (kind_b, float(mass_b), float(charge_b)),
         )
         for kind, kind_b, _, mass, charge, mass_b, charge_b, residue, number in _ATOM.findall(body)
     ]  # fmt: skip
     residues = [(name, int(number)) for name, number in _RESIDUE.findall(body)]
-    molecule_type = _MoleculeType(atoms, _ATOM_NAME.findall(body), residues, _read_exclusions(body, len(atoms)))
+    molecule_type = DumpedMolecule(atoms, _ATOM_NAME.findall(body), residues, _read_exclusions(body, len(atoms)))
     grouped: dict[str, list[tuple[int, list[int]]]] = {}
     for function, name, indices in _INTERACTION.findall(body):
         grouped.setdefault(name, []).append((int(function), [int(index) for index in indices.split()]))
@@ -232,9 +258,9 @@ def _read_exclusions(body: str, n_atoms: int) -> IntArray:
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
-def _expand(blocks: list[tuple[_MoleculeType, int]]) -> dict[str, object]:
+def _expand(blocks: list[tuple[DumpedMolecule, int]]) -> dict[str, object]:
     """Write out every copy of every molecule type, indices shifted to the whole system."""
-    atoms: list[_Atom] = []
+    atoms: list[DumpedAtom] = []
     names: list[str] = []
     residues: list[tuple[str, int]] = []
     exclusions: list[IntArray] = [np.zeros((0, 2), dtype=np.int64)]

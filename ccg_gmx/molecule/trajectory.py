@@ -199,7 +199,7 @@ def make_whole(positions: FloatArray, box: FloatArray | None, bonds: IntArray) -
     whole = np.array(positions, dtype=np.float64)
     if box is None or not np.any(box):
         return whole
-    for children, parents in _levels(whole.shape[1], bonds):
+    for children, parents in bond_levels(whole.shape[1], bonds):
         delta = whole[:, children] - whole[:, parents]
         # triangular box: remove z, then y, then x; exact for bonds shorter than half the box
         for axis in (2, 1, 0):
@@ -209,7 +209,7 @@ def make_whole(positions: FloatArray, box: FloatArray | None, bonds: IntArray) -
     return whole
 
 
-def _levels(n_atoms: int, bonds: IntArray) -> list[tuple[IntArray, IntArray]]:
+def bond_levels(n_atoms: int, bonds: IntArray) -> list[tuple[IntArray, IntArray]]:
     """Breadth-first levels of the bond forest: (children, their parents) per level."""
     neighbours: list[list[int]] = [[] for _ in range(n_atoms)]
     for first, second in np.asarray(bonds).tolist():
