@@ -50,7 +50,9 @@ class BondGraph:
         return separator.join(self.label(atom) for atom in atoms)
 
 
-def build_bond_graph(bonds: ArrayLike, n_atoms: int, masses: ArrayLike, names: Sequence[str]) -> BondGraph:
+def build_bond_graph(
+    bonds: ArrayLike, n_atoms: int, masses: ArrayLike, names: Sequence[str], *, connected: bool = True
+) -> BondGraph:
     """Check a bond list and index it by atom.
 
     Args:
@@ -58,6 +60,7 @@ def build_bond_graph(bonds: ArrayLike, n_atoms: int, masses: ArrayLike, names: S
         n_atoms: number of atoms N.
         masses: ``[N]`` amu.
         names: ``[N]`` atom names.
+        connected: whether several molecules are an error.
 
     Raises:
         TopologyError: an index outside the molecule, wrong lengths, or a molecule in several pieces.
@@ -82,7 +85,8 @@ def build_bond_graph(bonds: ArrayLike, n_atoms: int, masses: ArrayLike, names: S
             found[i].add(j)
             found[j].add(i)
     graph = BondGraph(tuple(tuple(sorted(atoms)) for atoms in found), tuple(amu.tolist()), tuple(names))
-    _check_connected(graph)
+    if connected:
+        _check_connected(graph)
     return graph
 
 
@@ -101,22 +105,28 @@ def _check_connected(graph: BondGraph) -> None:
         )
 
 
-def equivalence_classes(graph: BondGraph) -> tuple[int, ...]:
+def equivalence_classes(graph: BondGraph, rounds: int | None = None) -> tuple[int, ...]:
     """Colour the atoms so that atoms of different colour are constitutionally different.
 
     Colour refinement (one-dimensional Weisfeiler-Lehman, the core of the Morgan algorithm,
     doi:10.1021/c160017a018) from the masses, until it no longer splits a class.
 
+    Args:
+        graph: the molecule.
+        rounds: bonds to look around an atom at most; None looks as far as the molecule reaches, which takes as many
+            rounds as the molecule is long.
+
     Returns:
         ``[N]`` colours; equal colours mean equivalent atoms, up to what colour refinement can tell.
     """
     colours = _rank([(round(mass / MASS_TOLERANCE_AMU),) for mass in graph.masses])
-    while True:
+    for _ in range(len(graph) if rounds is None else rounds):
         keys = [(colours[i], *sorted(colours[j] for j in graph.neighbours[i])) for i in range(len(graph))]
         refined = _rank(keys)
         if max(refined) == max(colours):
             return refined
         colours = refined
+    return colours
 
 
 def _rank(keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -124,15 +134,19 @@ def _rank(keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(order[key] for key in keys)
 
 
-def stereocentres(graph: BondGraph) -> tuple[tuple[int, int, int, int], ...]:
+def stereocentres(graph: BondGraph, rounds: int | None = None) -> tuple[tuple[int, int, int, int], ...]:
     """Neighbours of every atom with four constitutionally different branches.
 
     Centres that differ in nothing but the handedness of their branches (meso forms) are not found.
 
+    Args:
+        graph: the molecule.
+        rounds: as in :func:`equivalence_classes`.
+
     Returns:
         One tuple of four neighbours (0-based) per stereocentre.
     """
-    colours = equivalence_classes(graph)
+    colours = equivalence_classes(graph, rounds)
     return tuple(
         (around[0], around[1], around[2], around[3])
         for around in graph.neighbours
