@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccg_gmx.molecule.placement.plan import Plan, PlacementRow
+from ccg_gmx.molecule.placement.plan import PlacementRow, Plan
 from ccg_gmx.records import IntArray
 
 
@@ -63,7 +63,10 @@ def level_tables(plan: Plan) -> LevelTables:
     points = {atom: k for k, atom in enumerate((*plan.roots.tolist(), *(row.atom for row in plan.rows)))}
     rotor_of = {rotor[0]: rotor for rotor in plan.rotors}
     levels: list[Level] = []
-    frames, frame_of_row, siblings, rotors = [], [], [], []
+    frames: list[list[int]] = []
+    frame_of_row: list[int] = []
+    siblings: list[tuple[int, int]] = []
+    rotors: list[list[int]] = []
     start = 0
     for inner, group in _groups(plan):
         place = {row.atom: k for k, row in enumerate(group)}

@@ -1,10 +1,10 @@
 """The placement plan of a bonded system: which atom is placed from which, in which coordinates, on given beads.
 
 Beads are atoms or centres of groups. Atom beads are where the plan starts, so they are hit exactly. Centre beads are
-completed linearly. With X the centre of a group, r_1 its first atom and d_k = r_k - r_1 the others, X = r_1 + sum w_k d_k
-with the weights w of the group: a shear of (X, d) into (r_1, d) with determinant 1. The d_k are placed by bonds, angles
-and torsions around r_1 put at X, with references inside the group or at other groups' X only, and the group is then
-shifted so that its centre is X. So bonds inside a group are coordinates, bonds between two groups are not.
+completed linearly. Let X be the centre of a group with weights w, r_1 its first atom and d_k = r_k - r_1 the others:
+X = r_1 + sum w_k d_k is a shear of (X, d) into (r_1, d) with determinant 1. The d_k are placed by bonds, angles and
+torsions around r_1 put at X, with references inside the group or at other groups' X only, and the group is then shifted
+so that its centre is X. So bonds inside a group are coordinates, bonds between two groups are not.
 """
 
 from __future__ import annotations
