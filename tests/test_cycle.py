@@ -33,7 +33,7 @@ KEYS = {  # DESIGN.md fixes these, so that scripts can rely on them
     "energy_evaluations": {"fine_md_steps", "flow", "total"},
     "free_energy": {
         *("kish_fraction_median", "kish_fraction_low", "kish_fraction_min", "forward_ess_fraction"),
-        *("pareto_k_bad_fraction", "sandwich_gap_kT"),
+        *("forward_ess_trimmed", "pareto_k_bad_fraction", "sandwich_gap_kT"),
     },
     "reference": {
         *("forward_kl", "noise_floor", "js", "rmsd_kT"),

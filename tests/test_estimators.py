@@ -23,7 +23,7 @@ from ccg_gmx.free_energy.diagnostics import (
 )
 from ccg_gmx.free_energy.estimators import bar, exp_estimate, global_average, relative_variance, sandwich
 from ccg_gmx.free_energy.pareto import fit_generalised_pareto, pareto_k
-from ccg_gmx.free_energy.run_agreement import block_error, compare_runs
+from ccg_gmx.free_energy.run_agreement import block_error, compare_runs, kept_frames
 from ccg_gmx.free_energy.torsion_grid import Basin, grid, shifted
 from ccg_gmx.free_energy.weights import draw_weights, forward_log_weights
 
@@ -285,6 +285,34 @@ def test_runs_that_agree_and_one_that_does_not() -> None:
     assert outside is not None
     assert (outside.disagreement_kT, outside.least_ess_fraction, outside.least_run) == (np.inf, 0.0, 4)
     assert compare_runs(forward, np.zeros(600, dtype=int)) is None
+
+
+def test_one_frame_in_a_tail_is_no_lost_state_but_two_percent_of_a_run_are() -> None:
+    """One percent of each run may be left out, which can cost f one percent of a kT; a lost state has more."""
+    rng, run, trim = np.random.default_rng(6), np.repeat(np.arange(6), 300), 0.01
+    forward = 0.5 + 0.8 * rng.standard_normal((2, 1800))
+    clean = compare_runs(forward, run, trim)
+    forward[1, 700] = 12.0
+    tail, raw = compare_runs(forward, run, trim), compare_runs(forward, run)
+    forward[:, 900:906] = 12.0  # the first six frames of run 4
+    lost = compare_runs(forward, run, trim)
+    assert clean is not None
+    assert tail is not None
+    assert raw is not None
+    assert lost is not None
+    assert tail.ess_fraction == pytest.approx(clean.ess_fraction, rel=0.02)
+    assert tail.least_ess_fraction > 0.4
+    assert raw.ess_fraction < 0.05
+    assert lost.ess_fraction < 0.05
+    assert (lost.least_run, lost.least_ess_fraction < 1e-3) == (3, True)
+
+
+def test_frames_that_are_left_out() -> None:
+    forward = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 1.0, 2.0]])
+    np.testing.assert_array_equal(kept_frames(forward, 0.3), [[0, 1, 2], [0, 1, 2]])
+    assert kept_frames(forward, 0.2).shape == (2, 4), "a part of less than one frame leaves out none"
+    forward[0, 0] = np.inf  # outside the support of the flow: never left out
+    assert kept_frames(forward, 0.3).shape == (2, 4)
 
 
 def judged(fine: FineEvidence | None = None, hidden: HiddenEvidence | None = None, frames: int = 40):

@@ -137,7 +137,10 @@ def test_thresholds_are_the_defaults() -> None:
     assert summary_row("free_energy.kish_fraction_median")[2] == (
         f"{defaults.kish_fraction_median:g}, {defaults.kish_fraction_low:g}"
     )
-    for key in ("forward_ess_fraction", "pareto_k_bad_fraction", "sandwich_gap_kT", "doubling_drift_kT"):
+    trimmed = summary_row("free_energy.forward_ess_trimmed")
+    assert float(trimmed[2]) == defaults.forward_ess_fraction
+    assert f"the heaviest {defaults.forward_trim:.0%}".replace("%", " %") in trimmed[1]
+    for key in ("pareto_k_bad_fraction", "sandwich_gap_kT", "doubling_drift_kT"):
         assert float(summary_row(f"free_energy.{key}")[2].split()[0]) == getattr(defaults, key), key
     assert f"k-hat above {defaults.pareto_k:g}" in README
     assert f"below {defaults.f_cap_kT:g} kT" in README

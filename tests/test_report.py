@@ -78,6 +78,7 @@ def good_summary() -> dict[str, object]:
             "kish_fraction_low": 0.08,
             "kish_fraction_min": 0.021,
             "forward_ess_fraction": 0.41,
+            "forward_ess_trimmed": 0.43,
             "pareto_k_bad_fraction": 0.0,
             "sandwich_gap_kT": 0.8,
             "unseen_probability": 1e-3,
@@ -235,7 +236,7 @@ def _passed(summary):
     [
         ("free_energy", "kish_fraction_median", 0.01, "Kish fraction, median over points"),
         ("free_energy", "kish_fraction_low", 1e-4, "Kish fraction, 99 % of points"),
-        ("free_energy", "forward_ess_fraction", 0.02, "Forward effective sample size"),
+        ("free_energy", "forward_ess_trimmed", 0.02, "Forward effective sample size"),
         ("free_energy", "pareto_k_bad_fraction", 0.2, "Points with heavy-tailed weights"),
         ("free_energy", "sandwich_gap_kT", 2.5, "Sandwich gap"),
         ("free_energy", "unseen_probability", 0.02, "Probability that fine MD has never seen"),

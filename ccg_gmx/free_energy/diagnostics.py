@@ -18,7 +18,7 @@ from ccg_gmx.errors import CcgError
 from ccg_gmx.free_energy.coverage import Coverage, coverage
 from ccg_gmx.free_energy.estimators import log_mean_weight, sandwich
 from ccg_gmx.free_energy.pareto import pareto_k
-from ccg_gmx.free_energy.run_agreement import RunAgreement, compare_runs, forward_ess_fraction
+from ccg_gmx.free_energy.run_agreement import RunAgreement, compare_runs, forward_ess_fraction, kept_frames
 from ccg_gmx.free_energy.torsion_grid import Basin
 from ccg_gmx.records import FloatArray, FreeEnergySurface, IntArray
 from ccg_gmx.settings import Settings
@@ -42,6 +42,13 @@ class DiagnosticSettings(Settings):
     )
     forward_ess_fraction: float = Field(
         default=0.05, ge=0, le=1, description="least effective fraction seen by fine frames"
+    )
+    forward_trim: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.05,
+        description="part of each fine run's held-out frames, those of the largest weights, that the verdict on the "
+        "effective fraction leaves out; what they stand for moves f by no more than this (kT)",
     )
     forward_to_kish: float = Field(
         default=0.1, ge=0, le=1, description="least ratio of forward to median reverse fraction; below, q misses a mode"
@@ -114,7 +121,9 @@ class Diagnostics:
         kish_fraction_low: 1 % quantile of them. The verdict looks at it and not at the smallest, which falls with the
             number of points however good the flow is.
         kish_fraction_min: smallest of them.
-        forward_ess_fraction: the same fraction as held-out fine frames see it.
+        forward_ess_fraction: the same fraction as held-out fine frames see it, all of them.
+        forward_ess_trimmed: the same without the few frames of each run that have the largest weights. The verdict
+            looks at it: a single frame in a far tail decides the other, and stands for next to no probability.
         pareto_k_bad_fraction: fraction of points with k-hat above the threshold.
         pareto_draws: draws behind each k-hat (consecutive points are pooled until there are 1000).
         sandwich_gap_kT: K-draw upper bound minus single-frame lower bound, averaged over points and frames.
@@ -134,6 +143,7 @@ class Diagnostics:
     kish_fraction_low: float
     kish_fraction_min: float
     forward_ess_fraction: float
+    forward_ess_trimmed: float
     pareto_k_bad_fraction: float
     pareto_draws: int
     sandwich_gap_kT: float
@@ -227,6 +237,8 @@ def diagnose(
         raise CcgError(f"{len(fine.held_out_s)} held-out s and {len(fine.held_out_run)} runs for {frames} frames")
     weights, by_member = _judged(records, f_points, settings.f_cap_kT), members + f_frames
     forward = by_member.ravel()
+    runs = None if fine is None else compare_runs(by_member, fine.held_out_run, settings.forward_trim)
+    kept = kept_frames(by_member, settings.forward_trim).ravel()
     fractions = np.concatenate([kish_fraction(record) for record in weights])
     upper = np.concatenate([log_mean_weight(record) for record in weights])[:, None]
     pooled = _pool(np.concatenate([record.ravel() for record in weights]))
@@ -237,6 +249,7 @@ def diagnose(
         kish_fraction_low=float(np.quantile(fractions, 0.01)),
         kish_fraction_min=float(fractions.min()),
         forward_ess_fraction=forward_ess_fraction(forward),
+        forward_ess_trimmed=forward_ess_fraction(kept) if runs is None else runs.ess_fraction,
         pareto_k_bad_fraction=bad,
         pareto_draws=pooled.shape[1],
         sandwich_gap_kT=sandwich(forward, upper).gap if len(upper) > 1 else float("nan"),
@@ -247,7 +260,7 @@ def diagnose(
         frames=forward.size,
         settings=settings,
         coverage=None if fine is None else _coverage(fine, settings),
-        runs=None if fine is None else compare_runs(by_member, fine.held_out_run),
+        runs=runs,
         basin_frames=None if fine is None else _basin_frames(fine),
         hidden=hidden,
     )
@@ -294,9 +307,10 @@ def _checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
             f"and {s.kish_fraction_low:.0%})",
         ),
         (
-            d.forward_ess_fraction >= max(s.forward_ess_fraction, s.forward_to_kish * d.kish_fraction_median),
-            f"held-out fine frames agree: they see an effective fraction of {d.forward_ess_fraction:.0%}",
-            f"held-out fine frames see an effective fraction of only {d.forward_ess_fraction:.2g}: the flow misses "
+            d.forward_ess_trimmed >= max(s.forward_ess_fraction, s.forward_to_kish * d.kish_fraction_median),
+            f"held-out fine frames agree: they see an effective fraction of {d.forward_ess_trimmed:.0%}"
+            f"{_with_all_frames(d)}",
+            f"held-out fine frames see an effective fraction of only {d.forward_ess_trimmed:.2g}: the flow misses "
             "part of what fine MD visits",
         ),
         (
@@ -319,6 +333,15 @@ def _checks(d: Diagnostics) -> list[tuple[bool, str, str]]:
         *_run_checks(d),
         *_hidden_checks(d),
     ]
+
+
+def _with_all_frames(d: Diagnostics) -> str:
+    """Put the number of all frames beside that of all but the heaviest, where they are not nearly the same."""
+    if d.forward_ess_fraction > 0.5 * d.forward_ess_trimmed:
+        return ""
+    return (
+        f" (without the heaviest {d.settings.forward_trim:.1%} of each run; all frames: {d.forward_ess_fraction:.2g})"
+    )
 
 
 def _coverage_checks(d: Diagnostics) -> list[tuple[bool, str, str]]:

@@ -147,11 +147,17 @@ def _rules(summary: Summary) -> tuple[_Rule, ...]:
         _Rule("Kish fraction, worst point", _at("free_energy.kish_fraction_min"), percent, kish_min_sentence),
         _Rule(
             "Forward effective sample size",
-            _at("free_energy.forward_ess_fraction"),
+            _at("free_energy.forward_ess_trimmed"),
             percent,
             forward_ess_sentence,
             _forward_ess_limit,
             at_least=True,
+        ),
+        _Rule(
+            "The same, of all frames",
+            _at("free_energy.forward_ess_fraction"),
+            percent,
+            lambda value: "Nothing left out. One frame in a far tail of the flow is enough to make it small.",
         ),
         _Rule(
             "Probability that fine MD has never seen",

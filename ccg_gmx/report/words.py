@@ -107,8 +107,9 @@ def kish_min_sentence(fraction: float) -> str:
 def forward_ess_sentence(fraction: float) -> str:
     """Say what the forward effective sample size of held-out fine frames means."""
     return (
-        "The same share, asked of held-out fine frames instead of the flow's own draws. Far below the median Kish "
-        "fraction it would betray a shape of the molecule that the flow never draws."
+        "The same share, asked of held-out fine frames instead of the flow's own draws, but for the few of each run "
+        "that weigh most. Far below the median Kish fraction it would betray a shape of the molecule that the flow "
+        "never draws."
     )
 
 
