@@ -101,5 +101,9 @@ class PlumedError(ToolError):
     """``plumed driver`` failed."""
 
 
+class LammpsError(ToolError):
+    """LAMMPS could not read or evaluate a model."""
+
+
 class PluginError(ToolError):
     """The PLUMED plug-in could not be compiled, linked or loaded, or gives a wrong answer."""

@@ -191,13 +191,16 @@ class Gmx:
             progress(result.steps, result.steps)
         return result
 
-    def rerun(self, tpr: Path, trajectory: Path, workdir: Path) -> dict[str, FloatArray]:
+    def rerun(
+        self, tpr: Path, trajectory: Path, workdir: Path, *, tables: Sequence[Path] = ()
+    ) -> dict[str, FloatArray]:
         """Compute the energy terms of existing frames (``mdrun -rerun``).
 
         Args:
             tpr: run input file.
             trajectory: frames, .trr for full precision.
             workdir: folder for the log and the energy file.
+            tables: bonded tables, as for :meth:`mdrun`.
 
         Returns:
             Term name as GROMACS prints it ("Bond", "LJ (SR)", "Potential", ...) -> ``[T]`` kJ/mol, with the full
@@ -210,7 +213,7 @@ class Gmx:
         """
         files = RunFiles(writable_folder(workdir), "rerun")
         options = ["-rerun", str(existing(trajectory, "trajectory"))]
-        options += [*files.options("-o", "-e", "-c", "-g"), *self._placement()]
+        options += [*files.options("-o", "-e", "-c", "-g"), *self._placement(), *_table_options(tables)]
         command = self._mdrun_process(existing(tpr, "run input file"), options)
         code = supervise(command, cwd=files.folder, output=files["out"], env=self._environment())
         if code:
@@ -302,9 +305,7 @@ class Gmx:
             options.append("-reprod")
         options += ["-cpt", str(checkpoint_minutes), *placement]
         options += ["-v", "-stepout", str(max(100, steps // 500) if steps else 1000)]
-        if tables:
-            options += ["-tableb", *(str(existing(table, "bonded table")) for table in tables)]
-        return options
+        return options + _table_options(tables)
 
     def _placement(self) -> list[str]:
         """Options that place one run on the machine: several runs side by side must not pin to the same core."""
@@ -324,6 +325,10 @@ class Gmx:
     def _capture(self, tool: str, *arguments: object, cwd: Path | None = None, text: str = "") -> Finished:
         command = [str(self.path), tool, *map(str, arguments)]
         return capture(command, cwd=cwd, env=self._environment(), text=text)
+
+
+def _table_options(tables: Sequence[Path]) -> list[str]:
+    return ["-tableb", *(str(existing(table, "bonded table")) for table in tables)] if tables else []
 
 
 def _environment(threads: int) -> dict[str, str]:

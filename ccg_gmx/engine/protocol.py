@@ -60,7 +60,9 @@ class Engine(Protocol):
     ) -> MdrunResult:
         """Run to the end, from the last checkpoint if there is one; a finished run is not run again."""
 
-    def rerun(self, tpr: Path, trajectory: Path, workdir: Path) -> dict[str, FloatArray]:
+    def rerun(
+        self, tpr: Path, trajectory: Path, workdir: Path, *, tables: Sequence[Path] = ()
+    ) -> dict[str, FloatArray]:
         """Compute the energy terms of existing frames, ``[T]`` kJ/mol each."""
 
     def energies(self, edr: Path) -> dict[str, FloatArray]:

@@ -27,6 +27,11 @@ from ccg_gmx.records import FloatArray
 GROUPS = {"bond": 1, "angle": 2, "dihedral": 3, "cmap": 4, "pair": 5}
 """Force group of each kind of term, so that its energy can be asked for by itself."""
 
+_EXPRESSIONS = {
+    "bond": (2, "distance(p1, p2)"),
+    "angle": (3, "angle(p1, p2, p3)"),
+    "dihedral": (4, "dihedral(p1, p2, p3, p4)"),
+}
 _BOND_POINTS, _ANGLE_POINTS, _CIRCLE = 4001, 1801, 1440
 _PAIR_SPACING_NM = 0.0005
 _SEAM = 60  # points on either side of a pair table
@@ -43,12 +48,9 @@ def build_openmm_system(system: CoarseSystem) -> Any:
     for mass in system.topology.masses.tolist():
         made.addParticle(mass)
     made.setDefaultPeriodicBoxVectors(*(openmm.Vec3(*row) for row in system.box[-1].tolist()))
-    for name in system.names("bond"):
-        made.addForce(_bonds(openmm, system, name))
-    for name in system.names("angle"):
-        made.addForce(_angles(openmm, system, name))
-    for name in system.names("dihedral"):
-        made.addForce(_dihedrals(openmm, system, name))
+    for kind in _EXPRESSIONS:
+        for name in system.names(kind):
+            made.addForce(_bonded(openmm, system, kind, name))
     if system.names("cmap"):
         made.addForce(_maps(openmm, system))
     if system.model.pairs:
@@ -88,37 +90,30 @@ def import_openmm() -> Any:
     return openmm
 
 
-def _bonds(openmm: Any, system: CoarseSystem, name: str) -> Any:
-    curve = system.model.bonded[name]
-    # the spline has no curvature at its ends, so they lie where no bond gets: at 0 and beyond twice the data
-    end = max(2.0 * curve.hi, 0.5)
-    value, _ = curve.value_and_slope(np.linspace(0.0, end, _BOND_POINTS, dtype=np.float64))
-    force = openmm.CustomBondForce("table(r)")
-    force.addTabulatedFunction("table", openmm.Continuous1DFunction(value.tolist(), 0.0, end))
-    return _with_terms(force, force.addBond, system, name, "bond")
-
-
-def _angles(openmm: Any, system: CoarseSystem, name: str) -> Any:
-    value, _ = system.model.bonded[name].value_and_slope(np.linspace(0.0, math.pi, _ANGLE_POINTS, dtype=np.float64))
-    force = openmm.CustomAngleForce("table(theta)")
-    force.addTabulatedFunction("table", openmm.Continuous1DFunction(value.tolist(), 0.0, math.pi))
-    return _with_terms(force, force.addAngle, system, name, "angle")
-
-
-def _dihedrals(openmm: Any, system: CoarseSystem, name: str) -> Any:
-    value, _ = system.model.bonded[name].value_and_slope(circle_points(_CIRCLE))
-    closed = [*value.tolist(), float(value[0])]
-    force = openmm.CustomTorsionForce("table(theta)")
-    force.addTabulatedFunction("table", openmm.Continuous1DFunction(closed, -math.pi, math.pi, True))
-    return _with_terms(force, force.addTorsion, system, name, "dihedral")
-
-
-def _with_terms(force: Any, add: Any, system: CoarseSystem, name: str, kind: str) -> Any:
-    for beads in system.topology.bonded_beads(name).tolist():
-        add(*beads)
+def _bonded(openmm: Any, system: CoarseSystem, kind: str, name: str) -> Any:
+    """All terms of one name; of OpenMM's bonded forces only the compound one reads tables."""
+    beads, expression = _EXPRESSIONS[kind]
+    force = openmm.CustomCompoundBondForce(beads, f"table({expression})")
+    force.addTabulatedFunction("table", openmm.Continuous1DFunction(*_table(kind, system.model.bonded[name])))
+    for row in system.topology.bonded_beads(name).tolist():
+        force.addBond(row)
     force.setName(f"{kind} {name}")
     force.setForceGroup(GROUPS[kind])
     return force
+
+
+def _table(kind: str, curve: Curve) -> tuple[list[float], float, float, bool]:
+    """Values, first and last point, and whether they close a circle.
+
+    A spline that is not periodic has no curvature at its ends: they lie where no coordinate gets.
+    """
+    if kind == "dihedral":
+        value, _ = curve.value_and_slope(circle_points(_CIRCLE))
+        return [*value.tolist(), float(value[0])], -math.pi, math.pi, True
+    end = math.pi if kind == "angle" else max(2.0 * curve.hi, 0.5)
+    points = _ANGLE_POINTS if kind == "angle" else _BOND_POINTS
+    value, _ = curve.value_and_slope(np.linspace(0.0, end, points, dtype=np.float64))
+    return value.tolist(), 0.0, end, False
 
 
 def _maps(openmm: Any, system: CoarseSystem) -> Any:
