@@ -118,7 +118,7 @@ class CoarseModel:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with partial.open("wb") as stream:
-                np.savez_compressed(stream, header=np.array(json.dumps(header)), **arrays)
+                np.savez_compressed(stream, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
