@@ -184,7 +184,7 @@ def schema() -> None:
 
     Example: ccg schema > workflow.schema.json
     """
-    from ccg_gmx.cycle.config import json_schema
+    from ccg_gmx.cycle.kinds import json_schema
 
     click.echo(json.dumps(json_schema(), indent=1))
 

@@ -17,7 +17,7 @@ from small_cycle import ROOT, WORKFLOW, ccg
 
 import ccg_gmx
 from ccg_gmx import cli
-from ccg_gmx.cycle.config import json_schema
+from ccg_gmx.cycle.kinds import json_schema
 from ccg_gmx.cycle.store import write_json
 from ccg_gmx.errors import SettingsError
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from small_cycle import ROOT, SETTINGS, WORKFLOW
 
-from ccg_gmx.cycle.config import Workflow, json_schema, load_workflow
+from ccg_gmx.cycle.config import Workflow, load_workflow
+from ccg_gmx.cycle.kinds import json_schema
 from ccg_gmx.errors import SettingsError
 
 TEXT = """\

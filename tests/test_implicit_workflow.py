@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_cycle import ROOT, WORKFLOW
 
-from ccg_gmx.cycle.config import json_schema, load_workflow
+from ccg_gmx.cycle.config import load_workflow
+from ccg_gmx.cycle.kinds import json_schema
 from ccg_gmx.cycle.run import Cycle
 from ccg_gmx.cycle.stages import fine, fine_langevin
 from ccg_gmx.cycle.store import Store, Work

@@ -1,12 +1,11 @@
-"""The workflow file: settings of every stage in one validated model; every complaint names the file's line."""
+"""The workflow of a cycle: settings of every stage in one validated model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ccg_gmx.cycle.settings import (
     CoarseMdSettings,
@@ -15,8 +14,8 @@ from ccg_gmx.cycle.settings import (
     DrawSettings,
     FineMdSettings,
 )
+from ccg_gmx.cycle.workflow_file import read_workflow, resolve_input
 from ccg_gmx.engine.settings import EngineSettings
-from ccg_gmx.errors import SettingsError
 from ccg_gmx.flow.conditional import FlowSettings
 from ccg_gmx.flow.train import EnergySettings, LikelihoodSettings
 from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
@@ -34,6 +33,7 @@ class Workflow(Settings):
     """One runnable cycle. Paths are relative to the workflow file."""
 
     version: int = Field(SCHEMA_VERSION, description="format version of this file", ge=1, le=SCHEMA_VERSION)
+    kind: Literal["cycle"] = Field("cycle", description="what the file describes; a cycle where it does not say")
     system: str = Field(description="name used in the report", min_length=1)
     temperature_K: float = Field(300.0, description="temperature in K", gt=0)
     seed: int = Field(1, description="every random number of the run derives from this", ge=0)
@@ -93,9 +93,33 @@ class Workflow(Settings):
             )
         return self
 
+    def absolute(self, base: Path) -> Workflow:
+        """Return a copy with its input paths resolved against a folder.
+
+        Raises:
+            SettingsError: if one of the files does not exist.
+        """
+        trajectories = [
+            given.model_copy(
+                update={
+                    "trajectory": resolve_input(given.trajectory, base, "fine_md.trajectories"),
+                    "tpr": resolve_input(given.tpr, base, "fine_md.trajectories"),
+                }
+            )
+            for given in self.fine_md.trajectories
+        ]
+        return self.model_copy(
+            update={
+                "topology": resolve_input(self.topology, base, "topology"),
+                "structure": resolve_input(self.structure, base, "structure"),
+                "reference": resolve_input(self.reference, base, "reference") if self.reference else None,
+                "fine_md": self.fine_md.model_copy(update={"trajectories": trajectories}),
+            }
+        )
+
 
 def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
-    """Read and validate a workflow file.
+    """Read and validate the workflow file of a cycle.
 
     Args:
         path: YAML file.
@@ -107,135 +131,4 @@ def load_workflow(path: Path, overrides: tuple[str, ...] = ()) -> Workflow:
     Raises:
         SettingsError: naming the line of the file, what was found and what was expected.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(
-            f"cannot read workflow {path}: {reason}", remedy="give the path of a workflow YAML file"
-        ) from None
-    try:
-        document = yaml.safe_load(text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}", remedy="see workflows/ for examples") from None
-    _refuse_duplicates(path, tree)
-    if not isinstance(document, dict):
-        raise SettingsError(
-            f"{path} holds no settings", expected="a YAML mapping", remedy="see workflows/ for examples"
-        )
-    for override in overrides:
-        _override(document, override)
-    try:
-        workflow = Workflow.model_validate(document)
-    except ValidationError as error:
-        raise SettingsError(_complaint(path, tree, error, overrides), remedy="`ccg schema` prints every key") from None
-    return _absolute(workflow, path.resolve().parent)
-
-
-def _refuse_duplicates(path: Path, tree: yaml.Node | None) -> None:
-    """YAML keeps the last of two equal keys without a word; a user who wrote both meant something by each."""
-    pending, seen = [tree], set()
-    while pending:
-        node = pending.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            pending += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                pending.append(value)
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                if key.value in lines:
-                    raise SettingsError(
-                        f"{path.name}, line {line}: {key.value} stands on line {lines[key.value]} already",
-                        expected="every key once",
-                        remedy="remove one of them",
-                    )
-                lines[key.value] = line
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    if not sign or not key:
-        raise SettingsError(f"--set {override}", expected="--set key.subkey=value")
-    *parents, last = key.split(".")
-    node = document
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise SettingsError(
-                f"--set {override}: {parent} is not a group of settings", remedy="`ccg schema` prints every key"
-            )
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override}: {error}", expected="a YAML value") from None
-
-
-def _complaint(path: Path, tree: yaml.Node | None, error: ValidationError, overrides: tuple[str, ...]) -> str:
-    """Put the first validation error in one line that names the file's line, or the override, and the key."""
-    first = error.errors()[0]
-    location = tuple(part for part in first["loc"] if part != "[key]")
-    where = ".".join(map(str, location)) or "workflow"
-    given = next((item for item in reversed(overrides) if f"{where}.".startswith(f"{item.partition('=')[0]}.")), None)
-    place = f"--set {given}" if given else f"{path.name}, line {_line(tree, location)}"
-    message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-    shown = "" if isinstance(first["input"], dict) or first["type"] == "missing" else f" (found {first['input']!r})"
-    more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{place}: {where}: {message}{shown}{more}"
-
-
-def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
-    """Line (from 1) of the deepest key of ``location`` that stands in the file."""
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            match = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not match:
-                break
-            line, node = match[0][0].start_mark.line + 1, match[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _absolute(workflow: Workflow, base: Path) -> Workflow:
-    """Resolve input paths against the workflow's folder and check that they exist."""
-
-    def resolve(path: Path, key: str) -> Path:
-        full = (base / path).resolve()
-        if not full.is_file():
-            raise SettingsError(
-                f"{key}: no file {full}", expected="an existing file, relative to the workflow's folder"
-            )
-        return full
-
-    fine = workflow.fine_md
-    trajectories = [
-        given.model_copy(
-            update={
-                "trajectory": resolve(given.trajectory, "fine_md.trajectories"),
-                "tpr": resolve(given.tpr, "fine_md.trajectories"),
-            }
-        )
-        for given in fine.trajectories
-    ]
-    return workflow.model_copy(
-        update={
-            "topology": resolve(workflow.topology, "topology"),
-            "structure": resolve(workflow.structure, "structure"),
-            "reference": resolve(workflow.reference, "reference") if workflow.reference else None,
-            "fine_md": fine.model_copy(update={"trajectories": trajectories}),
-        }
-    )
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of the workflow file."""
-    return Workflow.model_json_schema()
+    return read_workflow(path, overrides, {"cycle": Workflow}).absolute(path.resolve().parent)
