@@ -124,7 +124,8 @@ def _thermo(log: str) -> dict[str, FloatArray]:
     lines = log.splitlines()
     head = max(i for i, line in enumerate(lines) if line.split()[:1] == ["Step"])
     end = next(i for i in range(head, len(lines)) if lines[i].startswith("Loop time"))
-    rows = [line.split() for line in lines[head + 1 : end] if not line.startswith("WARNING")]
+    cells = [line.split() for line in lines[head + 1 : end]]  # warnings stand between the rows
+    rows = [row for row in cells if row and row[0].isdigit()]
     values = np.array(rows, dtype=np.float64)[:, 1:] * KJ_PER_KCAL
     names = [*_COLUMNS.values(), "cmap"][: values.shape[1]]
     return {name: values[:, i] for i, name in enumerate(names)}
