@@ -63,13 +63,20 @@ class MapRequest:
 
 
 def map_trajectory(request: MapRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Map a trajectory whose topology GROMACS reads; arguments, result and errors as of :func:`map_files`."""
+    file = read_mapping(request.mapping)  # before gmx is asked: errors of the user's own file come first
+    return map_files(request, map_system(file, read_molecule_types(Gmx.find().dump(request.tpr))), progress)
+
+
+def map_files(request: MapRequest, mapping: SystemMapping, progress: Progress | None = None) -> dict[str, Any]:
     """Map a trajectory; memory does not grow with its length.
 
     Writes PREFIX.trr, PREFIX.gro (the first frame) and PREFIX.topology.json, and PREFIX.xtc on request; all of them or
     none.
 
     Args:
-        request: what is mapped, and how.
+        request: the files, and which frames.
+        mapping: atoms to beads.
         progress: called with (done, total).
 
     Returns:
@@ -79,8 +86,6 @@ def map_trajectory(request: MapRequest, progress: Progress | None = None) -> dic
     Raises:
         CcgError: unreadable input, or input that does not fit together.
     """
-    file = read_mapping(request.mapping)  # before gmx is asked: errors of the user's own file come first
-    mapping = map_system(file, read_molecule_types(Gmx.find().dump(request.tpr)))
     force_maps = _force_maps(request, mapping)
     start = time.perf_counter()
     with _files(request) as files:

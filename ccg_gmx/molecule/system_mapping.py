@@ -6,6 +6,7 @@ Molecules of one type are mapped alike, so weights are kept once per type. Force
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -274,7 +275,7 @@ def _coarse(settings: MoleculeSettings, molecule: MoleculeType, groups: list[lis
         name=molecule.name,
         bead_names=tuple(place),
         bead_types=tuple(bead.type for bead in settings.beads),
-        masses=tuple(float(molecule.masses[atoms].sum()) for atoms in groups),
+        masses=tuple(math.fsum(molecule.masses[atoms]) for atoms in groups),
         residue_names=tuple(molecule.residue_names[atoms[0]] for atoms in groups),
         residue_ids=tuple(molecule.residue_ids[atoms[0]] for atoms in groups),
         bonded=bonded,
