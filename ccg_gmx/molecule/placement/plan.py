@@ -107,15 +107,39 @@ def build_plan(
     return plan_system(system, mapping)
 
 
-def plan_topology(topology: Topology, mapping: BeadMapping, reference: ArrayLike) -> Plan:
-    """Plan the placement of the atoms of a run input, all of them, from a structure ``[N, 3]`` nm."""
+def plan_topology(
+    topology: Topology, mapping: BeadMapping, reference: ArrayLike, atoms: Sequence[int] | None = None
+) -> Plan:
+    """Plan the placement of the atoms of a run input.
+
+    Args:
+        topology: the whole run input.
+        mapping: beads, in the numbering of the atoms that are kept.
+        reference: ``[N, 3]`` nm, of the atoms that are kept.
+        atoms: the atoms that are kept (0-based, rising), for instance all but the solvent; None keeps all.
+
+    Raises:
+        TopologyError: as :func:`build_plan`, or a bond from a kept atom to one that is left out.
+    """
+    kept = np.arange(topology.n_atoms) if atoms is None else np.asarray(atoms, dtype=np.int64)
+    place = np.full(topology.n_atoms, -1)
+    place[kept] = np.arange(len(kept))
+    bonds = place[topology.bonds]
+    cut = (bonds < 0).sum(axis=1) == 1
+    if cut.any():
+        one, other = (topology.label(atom) for atom in topology.bonds[cut][0].tolist())
+        raise TopologyError(
+            f"the bond between {one} and {other} leads out of the atoms that are kept",
+            expected="whole molecules",
+            remedy="keep both atoms, or leave both out",
+        )
     return build_plan(
-        topology.bonds,
+        bonds[(bonds >= 0).all(axis=1)],
         mapping,
-        names=topology.names,
-        residue_names=topology.residue_names,
-        residue_ids=topology.residue_ids,
-        masses=topology.masses,
+        names=[topology.names[atom] for atom in kept],
+        residue_names=[topology.residue_names[atom] for atom in kept],
+        residue_ids=topology.residue_ids[kept],
+        masses=topology.masses[kept],
         reference=reference,
     )
 
@@ -125,11 +149,13 @@ def plan_system(system: BondedSystem, mapping: BeadMapping) -> Plan:
     _check_beads(system, mapping)
     inside = [atom for group in mapping.atoms for atom in group]
     roots = [_root(system, group) for group in mapping.atoms]
-    inner, rotors = order_atoms(_inside_groups(system, mapping, roots), roots, inside, system.graph)
+    groups = _inside_groups(system, mapping, roots)
+    inner, rotors = order_atoms(groups, roots, inside, system.graph)
     outer, outer_rotors = order_atoms(system, inside, range(len(system)), system.graph)
     steps, rotors = (*inner, *outer), (*rotors, *outer_rotors)
     heads = {rotor[0] for rotor in rotors}
-    decisions = [decide_torsion(system, step, heads) for step in steps]
+    decisions = [decide_torsion(system, step, heads, groups) for step in inner]
+    decisions += [decide_torsion(system, step, heads) for step in outer]
     rows = tuple(_row(system, step, decision) for step, decision in zip(steps, decisions, strict=True))
     triples = [step_coordinates(system, step, decision) for step, decision in zip(steps, decisions, strict=True)]
     coordinates = tuple(coordinate for part in zip(*triples, strict=True) for coordinate in part)

@@ -58,36 +58,46 @@ class TorsionDecision:
 FREE = TorsionDecision("circle")
 
 
-def decide_torsion(system: BondedSystem, step: Step, rotor_heads: set[int]) -> TorsionDecision:
-    """Support of the torsion of one step, from bonds and the reference."""
+def decide_torsion(
+    system: BondedSystem, step: Step, rotor_heads: set[int], walked: BondedSystem | None = None
+) -> TorsionDecision:
+    """Support of the torsion of one step.
+
+    Args:
+        system: all bonds, which say what kind of centre an atom is.
+        step: how the atom is placed.
+        rotor_heads: first atoms of rotors.
+        walked: the bonds and the reference that the step was planned with, if they are others (inside groups).
+    """
+    full, walked = system, walked or system
     if step.atom in rotor_heads:
         return TorsionDecision("rotor", ROTOR_CENTRE, ROTOR_PERIOD, "rotor")
-    value = system.dihedral(step.atom, step.parent, step.angle_ref, step.measured_from)
+    value = walked.dihedral(step.atom, step.parent, step.angle_ref, step.measured_from)
     if step.role == "bridge":
-        return _bridge(system, step, value)
-    if not system.bonded(step.parent, step.angle_ref):
+        return _bridge(walked, full, step, value)
+    if not walked.bonded(step.parent, step.angle_ref):
         return FREE
-    if system.bonded(step.parent, step.measured_from):
-        return _offset(system, step.parent, value)
-    if not system.bonded(step.angle_ref, step.torsion_ref):
+    if walked.bonded(step.parent, step.measured_from):
+        return _offset(full, step.parent, value)
+    if not walked.bonded(step.angle_ref, step.torsion_ref):
         return FREE
-    return _planar_torsion(system, (step.parent, step.angle_ref), value)
+    return _planar_torsion(full, (step.parent, step.angle_ref), value)
 
 
 def _offset(system: BondedSystem, centre: int, value: float) -> TorsionDecision:
     """Offset between two neighbours of one atom about the bond to a third: handedness, or a planar centre."""
     degree, (low, high) = system.graph.degree(centre), TETRAHEDRAL_OFFSET
-    if degree == 4 and low < abs(value) < high:
+    if (degree == 4 or system.united_ch(centre)) and low < abs(value) < high:
         return TorsionDecision("window", math.copysign(math.pi / 2, value), math.pi, "handedness")
     if degree == 3 and abs(value) > PLANAR_OFFSET:
         return TorsionDecision("window", math.pi, math.pi, "planar")
     return FREE
 
 
-def _bridge(system: BondedSystem, step: Step, value: float) -> TorsionDecision:
+def _bridge(walked: BondedSystem, full: BondedSystem, step: Step, value: float) -> TorsionDecision:
     """A bridge is flat if it and the end that carries the torsion's reference are planar centres."""
-    ends = [end for end in (step.parent, step.angle_ref) if system.bonded(end, step.torsion_ref)]
-    return _planar_torsion(system, (step.atom, *ends[:1]), value) if ends else FREE
+    ends = [end for end in (step.parent, step.angle_ref) if walked.bonded(end, step.torsion_ref)]
+    return _planar_torsion(full, (step.atom, *ends[:1]), value) if ends else FREE
 
 
 def _planar_torsion(system: BondedSystem, centres: tuple[int, ...], value: float) -> TorsionDecision:

@@ -10,12 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ccg_gmx.errors import TopologyError
-from ccg_gmx.molecule.bond_graph import BondGraph, build_bond_graph
+from ccg_gmx.molecule.bond_graph import BondGraph, build_bond_graph, equivalence_classes, stereocentres
 from ccg_gmx.molecule.tree import COLLINEAR_RADIANS, reference_dihedral
 from ccg_gmx.records import FloatArray, IntArray
 
 SMALL_RING = 7
 """Rings of up to so many atoms hold their own shape; longer ones (disulfides, stretches between beads) do not."""
+
+STEREO_ROUNDS = 12
+"""So many bonds around an atom are looked at for a difference between its branches."""
+
+UNITED_CH_AMU = (13.0, 13.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,20 @@ class BondedSystem:
         """Whether an atom can be a planar centre: three neighbours, or two of them in a small ring."""
         around = self.neighbours(atom)
         return len(around) == 3 or (len(around) == 2 and all(self.in_small_ring(atom, other) for other in around))
+
+    def united_ch(self, atom: int) -> bool:
+        """Whether an atom is a CH group of a united-atom force field: three neighbours, and no flat centre."""
+        return self.graph.degree(atom) == 3 and UNITED_CH_AMU[0] < self.graph.masses[atom] < UNITED_CH_AMU[1]
+
+    def handed_centres(self) -> IntArray:
+        """Four atoms ``[n, 4]`` for each centre with different branches; a united CH stands for its own hydrogen."""
+        centres = list(stereocentres(self.graph, STEREO_ROUNDS))
+        colours = equivalence_classes(self.graph, STEREO_ROUNDS)
+        for atom in range(len(self)):
+            around = self.neighbours(atom)
+            if self.united_ch(atom) and len({colours[other] for other in around}) == 3:
+                centres.append((atom, around[0], around[1], around[2]))
+        return np.array(centres, dtype=np.int64).reshape(-1, 4)
 
     def collinear(self, a: int, b: int, c: int) -> bool:
         """Whether three atoms lie on a line in the reference, so that they carry no torsion."""

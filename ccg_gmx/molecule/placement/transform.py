@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.molecule import nerf
-from ccg_gmx.molecule.bond_graph import stereocentres
 from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.molecule.placement.levels import Level, level_tables
 from ccg_gmx.molecule.placement.plan import Plan
-
-STEREO_ROUNDS = 12
-"""Bonds to look around an atom for a difference between its branches."""
 
 THIRD = nerf.TWO_PI / 3.0
 
@@ -79,8 +75,7 @@ class Placement(torch.nn.Module):
         self._register_groups()
         self._constant("_ends", np.array([coordinate_ends(c) for c in plan.coordinates]).reshape(-1, 2))
         self._constant("_centre", [coordinate.centre for coordinate in plan.coordinates[2 * self.n_rows :]])
-        centres = np.array(stereocentres(plan.system.graph, STEREO_ROUNDS), dtype=np.int64).reshape(-1, 4)
-        self._index("_stereocentres", centres)
+        self._index("_stereocentres", plan.system.handed_centres())
         reference = torch.as_tensor(plan.system.reference)[:, :, None].transpose(0, 1)
         self._constant("_handedness", torch.sign(self._signed_volumes(reference)[:, 0]))
 
