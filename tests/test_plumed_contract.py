@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from plumed_tools import (
     TORSION_LINES,
     chain,
+    columns,
     driver,
     refused,
     torsion_model,
@@ -152,6 +155,45 @@ def test_a_model_of_absolute_positions_has_no_virial(kernel: Kernel, plugin: Plu
         driver(kernel, plugin, tmp_path, f"m: TORCH_MODEL FILE={path} ATOMS=1,2\nPRINT ARG=m.energy FILE=v", chain(1)),
         r'output "energy" changes when all atoms move together .*virial is undefined',
     )
+
+
+class Step(nn.Module):
+    """A distance, and an absolute position where that is above 1.5 nm: flat below, where its virial is fine."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[:, 3:] - x[:, :3]).norm(dim=1, keepdim=True) + torch.relu(x[:, :1] - 1.5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_virial_is_watched_at_every_step(kernel: Kernel, plugin: Plugin, tmp_path: Path) -> None:
+    """The first frames are those of a model with a virial; the one where it has none stops the run."""
+    if not plugin.torch:
+        pytest.skip("the plug-in is built without torch")
+    path = export_model(Step(), Signature((), (energy(),), atoms=2), tmp_path / "m.pt", dtype="float64")
+    frames = np.repeat(chain(1, seed=10), 4, axis=0)
+    frames += 1.0 - frames[0, 0]
+    frames[3] += 0.8
+    lines = f"m: TORCH_MODEL FILE={path} ATOMS=1,2 NOPBC\nPRINT ARG=m.energy FILE=v"
+    done = driver(kernel, plugin, tmp_path, lines, frames)
+    refused(done, r'TORCH_MODEL m: output "energy" changes when all atoms move .*virial is undefined.* at step 3 ')
+    assert driver(kernel, plugin, tmp_path, lines, frames[:3]).returncode == 0
+
+
+def test_a_flat_step_of_a_single_precision_model_stops_nothing(kernel: Kernel, plugin: Plugin, tmp_path: Path) -> None:
+    """Rounding errors of a sum that cancels are judged by what the derivatives were, not by what is left of them."""
+    if not plugin.torch:
+        pytest.skip("the plug-in is built without torch")
+    torch.manual_seed(2)
+    pair = FeaturePerceptron.build(all_distances(4), 0, [16, 1])
+    with torch.no_grad():
+        pair.layers[0].weight.mul_(50.0)
+    path = export_model(pair, Signature((), (energy(),), atoms=4), tmp_path / "m.pt", dtype="float32")
+    frames = chain(1, seed=11) * np.linspace(1.0, 6.0, 40)[:, None, None]
+    lines = f"m: TORCH_MODEL FILE={path} ATOMS=1-4 NOPBC\nDUMPDERIVATIVES ARG=m.energy FILE=d FMT=%.9g"
+    done = driver(kernel, plugin, tmp_path, lines, frames)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    slopes = np.abs(columns(tmp_path / "d")["m.energy"].reshape(40, 21)[:, :12]).max(axis=1)
+    assert slopes.min() < 1e-6 * slopes.max()  # saturated indeed
 
 
 # ---------------------------------------------------------------- numbers that are not finite

@@ -249,3 +249,5 @@ def test_the_plugin_names_the_kernel_as_a_library_it_needs(plugin: Plugin) -> No
     listed = subprocess.run(["readelf", "-d", str(plugin.library)], capture_output=True, text=True, check=True).stdout
     assert re.search(r"NEEDED.*libplumedKernel", listed)
     assert "NODELETE" in listed
+    if plugin.torch:  # found beside the torch of this Python, without LD_LIBRARY_PATH
+        assert re.search(rf"R(UN)?PATH.*{re.escape(str(Path(torch.__file__).parent / 'lib'))}", listed)

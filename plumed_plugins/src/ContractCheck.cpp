@@ -114,18 +114,18 @@ void checkContract(const Contract& contract, const InputLine& line) {
   }
 }
 
-void checkTranslation(const Contract& contract, const std::vector<double>& gradient) {
+void checkTranslation(const Contract& contract, const std::vector<double>& gradient, std::vector<double>& scale) {
   const std::size_t first = contract.arguments.size(), n = contract.inputs();
   const double tolerance = contract.dtype == "float64" ? 1e-8 : 1e-3;
   for (std::size_t k = 0; k < contract.outputs.size(); ++k) {
     const double* row = gradient.data() + k * n;
-    double largest = 0.0, sum[3] = {0.0, 0.0, 0.0};
+    double sum[3] = {0.0, 0.0, 0.0};
     for (std::size_t i = first; i < n; ++i) {
-      largest = std::max(largest, std::abs(row[i]));
+      scale[k] = std::max(scale[k], std::abs(row[i]));
       sum[(i - first) % 3] += row[i];
     }
     const double drift = std::max({std::abs(sum[0]), std::abs(sum[1]), std::abs(sum[2])});
-    if (drift > tolerance * std::max(largest, 1e-3) * std::sqrt(double(contract.atoms))) {
+    if (drift > tolerance * std::max(scale[k], 1e-3) * std::sqrt(double(contract.atoms))) {
       throw std::runtime_error("output \"" + contract.outputs[k].name + "\" changes when all atoms move together "
                                "(gradients sum to " + show(drift) + "), so that its virial is undefined; use a model "
                                "of relative positions, distances for instance");

@@ -26,7 +26,9 @@ void checkContract(const Contract& contract, const InputLine& line);
 
 /// Refuse a model of atoms whose value changes when all of them move together: its virial is undefined.
 /// @param gradient [n_out * n_in] at some input.
-void checkTranslation(const Contract& contract, const std::vector<double>& gradient);
+/// @param scale [n_out] largest derivative by a position so far, updated: rounding errors are judged against it, so that
+///   a step where a model happens to be nearly flat stops nothing.
+void checkTranslation(const Contract& contract, const std::vector<double>& gradient, std::vector<double>& scale);
 
 }
 

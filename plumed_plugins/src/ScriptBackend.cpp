@@ -17,6 +17,7 @@ constexpr const char* kContractFile = "ccg_contract.json";
 // The profiling executor compiles in the first calls, and again when it has seen their shapes.
 constexpr int kWarmUp = 3;
 
+/// What a model without a contract computes in. One with a contract says so: it may have no weights to tell by.
 at::ScalarType typeOf(const torch::jit::Module& module) {
   for (const at::Tensor& tensor : module.parameters()) {
     return tensor.scalar_type();
@@ -31,8 +32,8 @@ at::ScalarType typeOf(const torch::jit::Module& module) {
 
 class ScriptBackend : public Backend {
 public:
-  ScriptBackend(const torch::jit::Module& module, unsigned nIn, bool gradientInGraph)
-    : module_(module), gradientInGraph_(gradientInGraph), type_(typeOf(module)) {
+  ScriptBackend(const torch::jit::Module& module, unsigned nIn, bool gradientInGraph, at::ScalarType type)
+    : module_(module), gradientInGraph_(gradientInGraph), type_(type) {
     module_.eval();
     if (module_.hasattr("training")) {  // else it is frozen already, and freezing twice is an error
       module_ = torch::jit::freeze(module_);
@@ -45,10 +46,6 @@ public:
 
   unsigned outputs() const {
     return nOut_;
-  }
-
-  bool isDouble() const {
-    return type_ == at::kDouble;
   }
 
   void evaluate(const double* input, double* values, double* gradient) override {
@@ -149,11 +146,14 @@ Model openScript(const std::string& path, unsigned arguments, unsigned atoms) {
     if (model.contract.backend != "torchscript") {
       throw std::runtime_error("the contract is one for \"" + model.contract.backend + "\", found TorchScript");
     }
+    if (!model.hasContract) {
+      model.contract.dtype = typeOf(module) == at::kDouble ? "float64" : "float32";
+    }
+    const at::ScalarType type = model.contract.dtype == "float64" ? at::kDouble : at::kFloat;
     auto backend =
-      std::make_unique<ScriptBackend>(module, model.contract.inputs(), model.contract.gradientInGraph);
+      std::make_unique<ScriptBackend>(module, model.contract.inputs(), model.contract.gradientInGraph, type);
     if (!model.hasContract) {
       nameOutputs(model.contract, backend->outputs());
-      model.contract.dtype = backend->isDouble() ? "float64" : "float32";
     } else if (backend->outputs() != model.contract.outputs.size()) {
       throw std::runtime_error("the model has " + std::to_string(backend->outputs()) + " outputs, its contract " +
                                std::to_string(model.contract.outputs.size()));
