@@ -158,7 +158,7 @@ def test_a_kernel_that_is_named_and_not_there(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.usefixtures("machine")
 def test_sources_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CCG_PLUGIN_SOURCE", str(tmp_path))
-    with pytest.raises(ToolMissingError, match="install ccg_gmx from its checkout"):
+    with pytest.raises(ToolMissingError, match="install ccg_gmx again"):
         plumed_build.source_folder()
 
 

@@ -125,7 +125,7 @@ def bench_plugin(
         ``overhead_us_by_threads``, ``targets``, ``skipped`` {way: reason}.
 
     Raises:
-        SettingsError: if there are too few steps.
+        SettingsError: if there are too few steps, or the files of the molecule are missing.
         ToolMissingError: if PLUMED, gmx or a compiler is missing.
         MdrunError: if a run fails.
     """
@@ -133,6 +133,8 @@ def bench_plugin(
         raise SettingsError(
             f"steps {steps}, repeats {repeats}", expected=f"at least {MINIMUM_STEPS} steps and 1 repeat"
         )
+    if not ALANINE.is_dir():
+        raise SettingsError(f"{ALANINE} does not exist", remedy="work in a checkout of ccg_gmx")
     gmx = Gmx.find()
     built = make_plugin(test=False, log=log)
     has = _modules()

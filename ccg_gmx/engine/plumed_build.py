@@ -1,7 +1,7 @@
 """Builds the PLUMED plug-in (action TORCH_MODEL) into the user's cache, once for each PLUMED, torch and compiler.
 
-The sources are those of ``plumed_plugins/src`` beside the package, so that an installation from a checkout
-(``pip install -e .``, what ``make setup`` does) finds them; CCG_PLUGIN_SOURCE names another folder.
+The sources are in ``ccg_gmx/plugin_source``: in a wheel a folder, in a checkout a link to ``plumed_plugins/src``.
+CCG_PLUGIN_SOURCE names another folder.
 """
 
 from __future__ import annotations
@@ -119,15 +119,14 @@ def source_folder() -> Path:
     """Return the folder of the C++ sources.
 
     Raises:
-        ToolMissingError: if the package was installed without its checkout.
+        ToolMissingError: if they are not there.
     """
     given = os.environ.get("CCG_PLUGIN_SOURCE")
-    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "plumed_plugins" / "src"
+    folder = Path(given) if given else Path(__file__).resolve().parents[1] / "plugin_source"
     if not (folder / "TorchModel.cpp").is_file():
         raise ToolMissingError(
             f"the sources of the plug-in are not in {folder}",
-            remedy="install ccg_gmx from its checkout with `pip install -e .`, or set CCG_PLUGIN_SOURCE to its "
-            "plumed_plugins/src",
+            remedy="install ccg_gmx again, or set CCG_PLUGIN_SOURCE to plumed_plugins/src of a checkout",
         )
     return folder
 
