@@ -23,14 +23,12 @@ class CoarseSystem:
         topology: the beads.
         positions: ``[T, n, 3]`` nm.
         box: ``[T, 3, 3]`` nm, rows are box vectors; a large cube where the frames had none.
-        periodic: whether the frames had a box.
     """
 
     model: CoarseModel
     topology: CoarseTopology
     positions: FloatArray
     box: FloatArray
-    periodic: bool
 
     @property
     def n_molecules(self) -> int:
@@ -64,12 +62,11 @@ def coarse_system(model: CoarseModel, topology: CoarseTopology, frames: BeadFram
         )
     if not np.isfinite(positions).all():
         raise TrajectoryError("a bead position that is not a number", expected="finite positions")
-    periodic = frames.box is not None and bool(np.any(frames.box))
-    if periodic:
+    if frames.box is not None and np.any(frames.box):
         box = np.broadcast_to(np.asarray(frames.box, dtype=np.float64), (len(positions), 3, 3)).copy()
     else:
         positions, box = _boxed(positions, model.cutoff)
-    system = CoarseSystem(model, topology, positions, box, periodic)
+    system = CoarseSystem(model, topology, positions, box)
     _check_cutoff(system)
     return system
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ccg_gmx.export.coarse_system import CoarseSystem
 from ccg_gmx.export.gromacs_system import MDP, TOPOLOGY, cmap_types, topology_text
+from ccg_gmx.export.gromacs_tables import bond_points
 from ccg_gmx.potential.curves import Curve
 from ccg_gmx.records import FloatArray
 
@@ -36,7 +37,7 @@ def legacy_files(system: CoarseSystem, mdp_text: str) -> dict[str, str]:
         mdp_text: run parameters of GROMACS >= 2025; what concerns cut-offs is replaced.
     """
     types, cutoff = system.topology.types, system.model.cutoff
-    r = np.arange(round((cutoff + _EXTENSION_NM) / _SPACING_NM) + 1) * _SPACING_NM
+    r = bond_points(cutoff + _EXTENSION_NM, _SPACING_NM)
     pairs = list(itertools.combinations_with_replacement(types, 2))
     files = {f"table_{a}_{b}.xvg": _table(r, system.model.pair(a, b), f"{a}-{b}") for a, b in pairs}
     return {
