@@ -123,7 +123,7 @@ class CoarseTopology:
             for term in molecule.bonded:
                 if kinds.setdefault(term.name, term.kind) != term.kind:
                     raise TopologyError(
-                        f"{term.name} is the name of a {kinds[term.name]} and of a {term.kind}",
+                        f"{term.name} is the name of {kinds[term.name]}s and of {term.kind}s",
                         expected="one kind of term per name",
                         remedy="rename one of them",
                     )
