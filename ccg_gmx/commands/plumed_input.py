@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,13 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--model-atoms", default="", metavar="LIST", help="Atoms of a model on positions [the model's own].")
 @click.option("--run", "run_folder", type=_PATH, help="Finished run: its torsions; with --method static, bias -f(s).")
+@click.option(
+    "--target",
+    type=click.Choice(["fine", "coarse"]),
+    default="fine",
+    show_default=True,
+    help="coarse: with --method static --run, what the run's forcefield/ leaves out of f, for coarse MD.",
+)
 @click.option("--pair", default="", metavar="A,B", help="Two torsions of a run with more.")
 @click.option("--cap", type=float, default=None, metavar="KT", help="Height up to which f is compensated [15].")
 @click.option("--on", "on", default=None, metavar="NAMES", help="Variables to bias [the model, or all].")
@@ -61,6 +69,7 @@ def plumed_input(
     model_action: str,
     model_atoms: str,
     run_folder: Path | None,
+    target: str,
     pair: str,
     cap: float | None,
     on: str | None,
@@ -87,14 +96,23 @@ def plumed_input(
     torsions of a finished run. Numbers are in radians, nm, kJ/mol; -pi and pi are understood. --method umbrella writes
     one input for each window, and windows.txt for `ccg fes colvar --windows`. --method static --run DIR flattens the
     run's surface with the bias -f(s); `ccg check flat-histogram` then judges f. Without PLUMED, --through colvars
-    writes that bias for GROMACS' own Colvars.
+    writes that bias for GROMACS' own Colvars. With --target coarse the bias is for the run's forcefield/: it adds what
+    the maps there cannot hold of the surface, the coupling of torsions in different maps, as a small network.
 
     Example: ccg plumed input --torsion phi=5,7,9,15 --torsion psi=7,9,15,17 --tpr md.tpr
     """
+    from ccg_gmx.commands.plumed_coarse import CoarseRequest, write_coarse_bias
     from ccg_gmx.commands.plumed_options import centers as parse_centers
     from ccg_gmx.commands.plumed_options import choose_biased, collect_variables, ends, parse_named, positive
     from ccg_gmx.export.plumed_input import Bias, Plan
 
+    if target == "coarse":
+        others = {"--torsion": torsions, "--distance": distances, "--model": model, "--pair": pair, "--tpr": tpr}
+        request = CoarseRequest(
+            _coarse_run(method, through, run_folder, others), out, cap, temperature, stride, ntomp, force, not no_check
+        )
+        write_coarse_bias(request)
+        return
     wanted = tuple(name.strip() for name in pair.split(",") if name.strip())
     run = _run(run_folder, wanted, method, model)
     atoms, kelvin = _run_facts(tpr, temperature, run)
@@ -108,17 +126,30 @@ def plumed_input(
     external = method == "static" and model is None
     biased = _surface_variables(variables, run) if external else choose_biased(variables, on)
     labels = [one.label for one in biased]
-    target = out or (Path("umbrella") if method == "umbrella" else Path("plumed.dat"))
+    path = out or (Path("umbrella") if method == "umbrella" else Path("plumed.dat"))
     bias = Bias(
         method, pace, barrier, height, biasfactor,
         sigmas=parse_named("--sigma", sigmas, labels, positive, "NAME=WIDTH, a positive number"),
         ranges=parse_named("--range", ranges, labels, ends, "NAME=MIN:MAX"),
         centers=parse_named("--centers", centers, labels, parse_centers, "NAME=FROM:TO:COUNT, both ends included"),
         kappas=parse_named("--kappa", kappas, labels, positive, "NAME=K, a positive number"),
-        grid=f"{target.stem}.grid" if external else None,
+        grid=f"{path.stem}.grid" if external else None,
     )  # fmt: skip
     plan = Plan(variables, biased, bias, kelvin, stride)
-    _finish(plan, run, cap, target, atoms, ntomp, force=force, check=not no_check)
+    _finish(plan, run, cap, path, atoms, ntomp, force=force, check=not no_check)
+
+
+def _coarse_run(method: str, through: str, folder: Path | None, others: Mapping[str, object]) -> Path:
+    """The run of --target coarse, which has one meaning and few options."""
+    from ccg_gmx.errors import SettingsError
+
+    given = [name for name, value in others.items() if value]
+    if method != "static" or through != "plumed" or folder is None or given:
+        found = " ".join(given) if folder is not None and given else f"--method {method} --through {through}"
+        raise SettingsError(
+            f"--target coarse with {found}", expected="--method static --run RUNFOLDER, and no other variables"
+        )
+    return folder
 
 
 def _run(folder: Path | None, pair: tuple[str, ...], method: str, model: str | None) -> RunSurface | None:
@@ -218,7 +249,7 @@ def _finish(
     actions = required_actions(plan)
     kernel = require_actions(actions) if check else None
     if "TORCH_MODEL" in actions:
-        plan = replace(plan, load=_plugin(check))
+        plan = replace(plan, load=find_library(check))
     files, table = _texts(plan, run, cap, target)
     write_files(files, force=force)
     threads = ntomp or available_cores()
@@ -257,8 +288,12 @@ def _texts(plan: Plan, run: RunSurface | None, cap: float | None, target: Path) 
     return {target: text, target.with_name(plan.bias.grid): plumed_grid_text(bias, "static")}, ""
 
 
-def _plugin(check: bool) -> str:
-    """Library with TORCH_MODEL; a placeholder when nobody wants to know."""
+def find_library(check: bool) -> str:
+    """Library with TORCH_MODEL; without ``check`` a placeholder where there is none.
+
+    Raises:
+        CcgError: with ``check``, if there is none.
+    """
     from ccg_gmx.engine.plumed_build import find_plugin
     from ccg_gmx.errors import CcgError
 

@@ -1,4 +1,4 @@
-"""A finished run as a bias: its torsions, its surface, its temperature."""
+"""A finished run as a bias: its torsions, its surface, its temperature; and what its coarse model leaves out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from ccg_gmx.cycle.store import read_json
 from ccg_gmx.errors import SettingsError, StoreError
 from ccg_gmx.free_energy.surface_files import load_surface
+from ccg_gmx.free_energy.surface_fit import SurfaceFit
+from ccg_gmx.potential.coarse import CoarsePotential
+from ccg_gmx.potential.coupling import Coupling
 from ccg_gmx.records import FreeEnergySurface
 
 
@@ -25,6 +28,46 @@ class RunSurface:
     surface: FreeEnergySurface
     torsions: dict[str, tuple[int, ...]]
     file: Path
+
+
+@dataclass(frozen=True)
+class RunCoupling:
+    """What the force field of a run leaves out.
+
+    Attributes:
+        coupling: surface and maps.
+        torsions: name -> four bead numbers from 1, of all torsions of the run.
+        folder: the force field.
+    """
+
+    coupling: Coupling
+    torsions: dict[str, tuple[int, ...]]
+    folder: Path
+
+
+def load_run_coupling(folder: Path) -> RunCoupling:
+    """Read surface and coarse potential of a finished run.
+
+    Args:
+        folder: of ``ccg run``.
+
+    Raises:
+        StoreError: if the run is not finished or its files are gone.
+        CcgError: if they cannot be read.
+    """
+    content = _results(folder)
+    atoms = run_torsions(folder)
+    try:
+        chain = [int(atom) for atom in content["workflow"]["coarse"]["beads"].values()]
+        torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in atoms.items()}
+        fit = folder / "stages" / content["surface"] / "fit.npz"
+        potential = folder / "stages" / content["coarse_fit"] / "potential.npz"
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _another_version(folder) from None
+    for file in (fit, potential, folder / "forcefield" / "topol.top"):
+        if not file.is_file():
+            raise StoreError(f"{file} is gone", remedy="`ccg run` with the same --out makes it again")
+    return RunCoupling(Coupling(SurfaceFit.load(fit), CoarsePotential.load(potential)), torsions, folder / "forcefield")
 
 
 def load_run_surface(folder: Path, pair: tuple[str, ...] = ()) -> RunSurface:
@@ -66,6 +109,14 @@ def run_torsions(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         StoreError: if the run is not finished, or is of another version.
     """
+    try:
+        listed = _results(folder)["workflow"]["coarse"]["torsions"]
+        return {str(name): tuple(map(int, atoms)) for name, atoms in listed.items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _another_version(folder) from None
+
+
+def _results(folder: Path) -> dict[str, Any]:
     packed = folder / "results.json"
     if not packed.is_file():
         raise StoreError(
@@ -73,8 +124,9 @@ def run_torsions(folder: Path) -> dict[str, tuple[int, ...]]:
             expected="the folder of a finished run",
             remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
         )
-    try:
-        content: dict[str, Any] = read_json(packed)
-        return {str(name): tuple(map(int, atoms)) for name, atoms in content["workflow"]["coarse"]["torsions"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise StoreError(f"{packed} is of another version of ccg_gmx", remedy="run `ccg run` again") from None
+    content: dict[str, Any] = read_json(packed)
+    return content
+
+
+def _another_version(folder: Path) -> StoreError:
+    return StoreError(f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again")
