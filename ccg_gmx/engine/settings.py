@@ -6,7 +6,9 @@ import os
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from ccg_gmx.settings import Settings
 
@@ -52,6 +54,14 @@ class EngineSettings(Settings):
     @classmethod
     def _name_alone_is_the_driver(cls, given: Any) -> Any:
         return {"driver": given} if isinstance(given, str) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The short form is valid too, for editors that check workflow files: ``pattern`` is about strings alone."""
+        whole = handler.resolve_ref_schema(handler(core))
+        drivers = "|".join(whole["properties"]["driver"]["enum"])
+        whole |= {"type": ["object", "string"], "pattern": f"^({drivers})$"}
+        return whole
 
     @field_validator("mdrun_flags")
     @classmethod
