@@ -14,6 +14,7 @@ from ccg_gmx import __version__
 from ccg_gmx.commands.bench import bench
 from ccg_gmx.commands.check import check
 from ccg_gmx.commands.cv import cv
+from ccg_gmx.commands.export import export
 from ccg_gmx.commands.fes import fes
 from ccg_gmx.commands.map import map_command
 from ccg_gmx.commands.plumed import plumed
@@ -189,7 +190,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-for _group in (bench, check, cv, fes, map_command, plumed):
+for _group in (bench, check, cv, export, fes, map_command, plumed):
     main.add_command(_group)
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ccg_gmx.records import BeadFrames, FloatArray
 
 ENGINES = ("gromacs", "lammps", "openmm", "plumed")
 FORMAT, VERSION = "ccg export", 1
+_MANIFEST = "export.json"
 CHECK_FRAMES = 20
 _NOISE_NM = 0.002  # of frames made up where fewer were given: less than thermal motion stretches a bond by
 
@@ -118,8 +119,13 @@ def write_bundle(
         model.save(temporary / "model.npz")
         topology.save(temporary / "topology.json")
         _save_frames(temporary / "frames.npz", checked)
-        write_texts(temporary, {"README.md": top_readme(manifest.engines, skipped), "export.json": _text(manifest)})
+        write_texts(temporary, {"README.md": top_readme(manifest.engines, skipped), _MANIFEST: _text(manifest)})
     return manifest
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is an export, whole or not."""
+    return (folder / _MANIFEST).is_file()
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -131,7 +137,7 @@ def read_bundle(folder: Path) -> Bundle:
     """
     remedy = "write it again with ccg export"
     try:
-        content: dict[str, Any] = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT or content.pop("version") != VERSION:
             raise StoreError(f"{folder} is an export of another version", expected=f"{VERSION}", remedy=remedy)
         manifest = Manifest(**content | {"engines": tuple(content["engines"])})

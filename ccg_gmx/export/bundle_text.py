@@ -51,8 +51,8 @@ def gromacs_readme(tables: Sequence[str], molecule_pairs: bool, bulk_pairs: bool
         parts.append("Pairs within the molecule are bonds of type 9, which are tables too and make no exclusions.\n")
     if bulk_pairs:
         parts.append(
-            f"""Pairs are computed by PLUMED: plumed.dat needs a GROMACS with `-plumed` and the plug-in of `ccg plumed build`
-(put its path behind LOAD FILE=). GROMACS itself has no non-bonded tables since release 2020.
+            f"""Pairs are computed by PLUMED: plumed.dat needs a GROMACS with `-plumed` and the plug-in of
+`ccg plumed build` (put its path behind LOAD FILE=). GROMACS itself has no non-bonded tables since release 2020.
 
 {FOLDER}/ holds seven-column tables for GROMACS <= 2019 only; GROMACS >= 2020 refuses them.
 """

@@ -85,7 +85,7 @@ def import_openmm() -> Any:
         import openmm
     except ImportError as error:
         raise ToolMissingError(
-            "OpenMM is not installed", remedy="pip install openmm, or export to another engine"
+            "OpenMM is not installed", remedy="pip install openmm, or choose another engine"
         ) from error
     return openmm
 
