@@ -75,11 +75,20 @@ class Kernel:
     @cached_property
     def definitions(self) -> tuple[str, ...]:
         """Options ``-D__PLUMED_...`` it was built with; its headers declare members by them."""
+        words = self._options("CPPFLAGS")
+        return tuple(word for word in words if word.startswith("-D__PLUMED_") and '"' not in word)
+
+    @cached_property
+    def openmp(self) -> tuple[str, ...]:
+        """The option that turns on OpenMP, where it was built with that: a plug-in may have threads where it has."""
+        return tuple(word for word in self._options("CXXFLAGS") if word == "-fopenmp")
+
+    def _options(self, variable: str) -> list[str]:
+        """Compiler options that it was built with; none when there is no program to say them."""
         result = run([*self.command, "info", "--configuration"]) if self.program else None
         text = result.stdout if result is not None and result.returncode == 0 else ""
-        flags = re.search(r"^CPPFLAGS=(.*)$", text, re.MULTILINE)
-        words = shlex.split(flags[1]) if flags else []
-        return tuple(word for word in words if word.startswith("-D__PLUMED_") and '"' not in word)
+        flags = re.search(rf"^{variable}=(.*)$", text, re.MULTILINE)
+        return shlex.split(flags[1]) if flags else []
 
     def check_version(self) -> None:
         """Refuse a PLUMED that is too old.

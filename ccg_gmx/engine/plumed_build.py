@@ -64,7 +64,7 @@ class Plan:
         """Hash of all that decides what the library is; names its folder in the cache."""
         stat = self.kernel.library.resolve().stat()
         parts = [str(self.kernel.library.resolve()), self.kernel.version, stat.st_size, stat.st_mtime_ns]
-        parts += [*self.compiler.command, self.compiler.version, *self.kernel.definitions, *_FLAGS]
+        parts += [*self.compiler.command, self.compiler.version, *self.kernel.definitions, *self.kernel.openmp, *_FLAGS]
         parts += [self.torch.version, str(self.torch.folder)] if self.torch else ["no torch"]
         digest = hashlib.sha256(repr(parts).encode())
         for file in sorted(self.source.glob("*")):
@@ -243,7 +243,8 @@ def build(chosen: Plan, log: Callable[[str], None] = lambda line: None) -> Plugi
 
 
 def _compile(chosen: Plan, file: Path, objects: Path) -> None:
-    command = [*chosen.compiler.command, *_FLAGS, *chosen.kernel.definitions, "-isystem", str(chosen.kernel.include)]
+    kernel = chosen.kernel
+    command = [*chosen.compiler.command, *_FLAGS, *kernel.openmp, *kernel.definitions, "-isystem", str(kernel.include)]
     if chosen.torch:
         include = chosen.torch.folder / "include"
         command += ["-DCCG_HAS_TORCH", "-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include")]
@@ -267,7 +268,7 @@ def link_options(chosen: Plan) -> list[str]:
         chosen: what is built.
     """
     folder = chosen.kernel.library.parent
-    options = [f"-L{folder}", "-lplumedKernel", f"-Wl,-rpath,{folder}"]
+    options = [*chosen.kernel.openmp, f"-L{folder}", "-lplumedKernel", f"-Wl,-rpath,{folder}"]
     if chosen.torch:
         libraries = chosen.torch.folder / "lib"
         options += [f"-L{libraries}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]

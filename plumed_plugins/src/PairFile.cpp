@@ -91,6 +91,7 @@ PairSpline hermite(double first, double spacing, const std::vector<double>& valu
     const double cubic[4] = {value[k], left, 3.0 * rise - 2.0 * left - right, left + right - 2.0 * rise};
     spline.coefficients.insert(spline.coefficients.end(), cubic, cubic + 4);
   }
+  spline.coefficients.resize(spline.coefficients.size() + 4, 0.0);
   return spline;
 }
 

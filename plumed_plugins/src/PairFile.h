@@ -14,7 +14,8 @@ struct PairSpline {
   double first = 0.0;      // r of the first node
   double perLength = 0.0;  // intervals per unit of length
   double cutoff = 0.0;     // r of the last node
-  /// [4 * (intervals + 1)]: V = c0 + t (c1 + t (c2 + t c3)) with t in intervals; the first four are the straight line.
+  /// [4 * (intervals + 2)]: V = c0 + t (c1 + t (c2 + t c3)) with t in intervals; the first four are the straight line, the
+  /// last four are zero, for an r that rounding puts at the cut-off.
   std::vector<double> coefficients;
 };
 

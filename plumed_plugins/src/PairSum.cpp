@@ -14,7 +14,8 @@ constexpr unsigned batch = 128;
 struct Close {
   unsigned place[batch];
   double x[batch], y[batch], z[batch], square[batch];
-  double energy[batch], pull[batch];  // V and V'/r
+  double t[batch], scale[batch];  // place within the interval; intervals per length, over r
+  int entry[batch];               // of the table
   unsigned count = 0;
 
   void collect(const PLMD::Vector* positions, const PLMD::Vector& from, const unsigned* begin, const unsigned* end,
@@ -34,20 +35,15 @@ struct Close {
     }
   }
 
-  void evaluate(const PairSpline& spline) {
-    const int last = int(spline.coefficients.size() / 4) - 1;
-    const double* table = spline.coefficients.data();
+  /// Without branches and calls, so that compilers make vectors of it: roots and divisions take most of the time.
+  void locate(const PairSpline& spline) {
+    const double first = spline.first, perLength = spline.perLength;
     for (unsigned k = 0; k < count; ++k) {
-      square[k] = std::sqrt(square[k]);
-    }
-    for (unsigned k = 0; k < count; ++k) {
-      const double r = square[k], u = (r - spline.first) * spline.perLength;
-      // Entry 0 is the straight line below the first node; rounding may put r at the cut-off one past the end.
-      const int entry = u < 0.0 ? 0 : std::min(1 + int(u), last);
-      const double t = u < 0.0 ? u : u - double(entry - 1);
-      const double* c = table + 4 * entry;
-      energy[k] = c[0] + t * (c[1] + t * (c[2] + t * c[3]));
-      pull[k] = (c[1] + t * (2.0 * c[2] + t * 3.0 * c[3])) * spline.perLength / r;
+      const double r = std::sqrt(square[k]), u = (r - first) * perLength;
+      // Entry 0 is the straight line below the first node, entry 1 the first interval.
+      entry[k] = int(std::max(u + 1.0, 0.0));
+      t[k] = u - std::max(double(entry[k]) - 1.0, 0.0);
+      scale[k] = perLength / r;
     }
   }
 };
@@ -62,7 +58,7 @@ double PairSum::evaluate(const PairList& list, std::vector<double>& result) {
     Part& part = parts_[p];
     part.gradient.assign(3 * beads_, 0.0);
     part.energy = 0.0;
-    std::fill(part.virial, part.virial + 6, 0.0);
+    part.virial.zero();
     for (const PairRow& row : lists[p].rows) {
       addRow(list, row, lists[p].neighbours.data(), part);
     }
@@ -78,16 +74,20 @@ double PairSum::evaluate(const PairList& list, std::vector<double>& result) {
 void PairSum::addRow(const PairList& list, const PairRow& row, const unsigned* neighbours, Part& part) const {
   const PairSpline& spline = splines_[row.table];
   const PLMD::Vector from = list.positions()[row.bead] - list.shift(row.shift);
-  double gx = 0.0, gy = 0.0, gz = 0.0;
+  const double* const table = spline.coefficients.data();
   double* const gradient = part.gradient.data();
+  // Local sums: in memory that might overlap with the gradient, each addition would wait for the one before.
+  double gx = 0.0, gy = 0.0, gz = 0.0, energy = 0.0;
   Close close;
   for (unsigned begin = row.begin; begin < row.end; begin += batch) {
     close.collect(list.positions().data(), from, neighbours + begin, neighbours + std::min(begin + batch, row.end),
                   spline.cutoff * spline.cutoff);
-    close.evaluate(spline);
+    close.locate(spline);
     for (unsigned k = 0; k < close.count; ++k) {
-      const double x = close.x[k], y = close.y[k], z = close.z[k];
-      const double fx = close.pull[k] * x, fy = close.pull[k] * y, fz = close.pull[k] * z;
+      const double t = close.t[k], *const c = table + 4 * close.entry[k];
+      energy += c[0] + t * (c[1] + t * (c[2] + t * c[3]));
+      const double pull = (c[1] + t * (2.0 * c[2] + t * 3.0 * c[3])) * close.scale[k];  // V' / r
+      const double fx = pull * close.x[k], fy = pull * close.y[k], fz = pull * close.z[k];
       double* const other = gradient + 3 * close.place[k];
       other[0] += fx;
       other[1] += fy;
@@ -95,18 +95,14 @@ void PairSum::addRow(const PairList& list, const PairRow& row, const unsigned* n
       gx += fx;
       gy += fy;
       gz += fz;
-      part.energy += close.energy[k];
-      part.virial[0] -= x * fx;
-      part.virial[1] -= y * fy;
-      part.virial[2] -= z * fz;
-      part.virial[3] -= x * fy;
-      part.virial[4] -= x * fz;
-      part.virial[5] -= y * fz;
     }
   }
-  gradient[3 * row.bead] -= gx;
-  gradient[3 * row.bead + 1] -= gy;
-  gradient[3 * row.bead + 2] -= gz;
+  double* const own = gradient + 3 * row.bead;
+  own[0] -= gx;
+  own[1] -= gy;
+  own[2] -= gz;
+  part.energy += energy;
+  part.virial -= PLMD::Tensor(list.shift(row.shift), PLMD::Vector(gx, gy, gz));
 }
 
 /// Sum over threads, from places to beads.
@@ -122,14 +118,18 @@ void PairSum::gather(const PairList& list, std::vector<double>& result) const {
       result[3 * beadAt[place] + k] = sum;
     }
   }
-  double v[6] = {0, 0, 0, 0, 0, 0};
+  // A pair's distance is a difference of positions and a shift, so the sum over pairs is one over beads and rows.
+  PLMD::Tensor virial;
   for (const Part& part : parts_) {
-    for (unsigned k = 0; k < 6; ++k) {
-      v[k] += part.virial[k];
-    }
+    virial += part.virial;
   }
-  const double full[9] = {v[0], v[3], v[4], v[3], v[1], v[5], v[4], v[5], v[2]};
-  std::copy(full, full + 9, result.begin() + std::ptrdiff_t(3 * beads_));
+  for (std::size_t place = 0; place < beads_; ++place) {
+    const double* gradient = result.data() + 3 * beadAt[place];
+    virial -= PLMD::Tensor(list.positions()[place], PLMD::Vector(gradient[0], gradient[1], gradient[2]));
+  }
+  for (unsigned k = 0; k < 9; ++k) {
+    result[3 * beads_ + k] = virial(k / 3, k % 3);
+  }
 }
 
 }

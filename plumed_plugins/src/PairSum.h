@@ -23,7 +23,7 @@ private:
   struct Part {
     std::vector<double> gradient;
     double energy = 0.0;
-    double virial[6] = {0, 0, 0, 0, 0, 0};  // xx yy zz xy xz yz
+    PLMD::Tensor virial;  // what the shifts of rows add to it
   };
 
   void addRow(const PairList& list, const PairRow& row, const unsigned* neighbours, Part& part) const;
