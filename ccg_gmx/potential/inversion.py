@@ -156,6 +156,17 @@ def _finished(curve: Curve, part: Histogram, kT: float, settings: BasisSettings)
     return replace(curve, coefficients=curve.coefficients - lowest)
 
 
+def finished_model(model: CoarseModel, target: Distributions, settings: BasisSettings) -> CoarseModel:
+    """Steepen the cores of pairs where the target has no samples; shift minima of bonded terms and maps to zero."""
+    kT = model.kT
+    return replace(
+        model,
+        bonded={name: _finished(c, target.bonded[name], kT, settings) for name, c in model.bonded.items()},
+        maps={name: _map_at_zero(m.coefficients, m.covariance, m) for name, m in model.maps.items()},
+        pairs={key: _finished(c, target.pairs[key], kT, settings) for key, c in model.pairs.items()},
+    )
+
+
 def known_from(curve: Curve, part: Histogram) -> float:
     """Distance in nm of the first knot interval with enough independent counts."""
     use = _within(part, curve)
@@ -183,7 +194,7 @@ def _invert_map(part: MapHistogram, blank: TorsionMap, kT: float, settings: Basi
     return _map_at_zero(kT * x, kT**2 * covariance, blank)
 
 
-def _map_at_zero(x: FloatArray, covariance: FloatArray, shape: TorsionMap) -> TorsionMap:
+def _map_at_zero(x: FloatArray, covariance: FloatArray | None, shape: TorsionMap) -> TorsionMap:
     found = TorsionMap(x.reshape(shape.coefficients.shape), covariance)
     return replace(found, coefficients=found.coefficients - found.on_grid(8 * found.knots).min())
 

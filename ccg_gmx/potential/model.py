@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ccg_gmx.errors import CheckpointError, SettingsError
 from ccg_gmx.molecule.coarse_topology import CoarseTopology
 from ccg_gmx.potential.curves import Curve, TorsionMap
+from ccg_gmx.potential.npz_file import load_arrays, save_arrays
 from ccg_gmx.records import FloatArray
 from ccg_gmx.units import thermal_energy
 
@@ -114,14 +110,7 @@ class CoarseModel:
             "maps": [[name, _stored(part, f"m{k}", arrays)] for k, (name, part) in enumerate(self.maps.items())],
             "pairs": [[*key, _stored(curve, f"p{k}", arrays)] for k, (key, curve) in enumerate(self.pairs.items())],
         }
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as stream:
-                np.savez_compressed(stream, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_arrays(path, header, arrays)
 
     @classmethod
     def load(cls, path: Path) -> CoarseModel:
@@ -130,18 +119,8 @@ class CoarseModel:
         Raises:
             CheckpointError: the file is missing, no coarse model, of another version or damaged.
         """
-        expected, remedy = "a model.npz of ccg tables", "write it again with ccg tables"
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(str(arrays.pop("header")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error})", expected=expected, remedy=remedy) from None
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no coarse model", expected=expected, remedy=remedy)
-        if header.get("version") != VERSION:
-            found = header.get("version")
-            raise CheckpointError(f"{path} has format version {found}", expected=f"version {VERSION}", remedy=remedy)
+        remedy = "write it again with ccg tables"
+        header, arrays = load_arrays(path, FORMAT, VERSION, remedy)
         try:
             return cls(
                 float(header["temperature_K"]),
@@ -151,7 +130,7 @@ class CoarseModel:
                 header["info"],
             )
         except (KeyError, TypeError, ValueError, SettingsError) as error:
-            raise CheckpointError(f"{path} is damaged ({error})", expected=expected, remedy=remedy) from None
+            raise CheckpointError(f"{path} is damaged ({error})", expected="a coarse model", remedy=remedy) from None
 
 
 def _stored(part: Curve | TorsionMap, prefix: str, arrays: dict[str, FloatArray]) -> dict[str, Any]:
