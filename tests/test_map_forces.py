@@ -88,7 +88,7 @@ def test_mean_force_is_minus_the_slope_of_the_free_energy(springs):
         slope, error = regression(beads, forces)
         np.testing.assert_array_less(np.abs(slope - springs["slope"]), SIGMAS * error + 1e-6 * np.abs(springs["slope"]))
         spread.append(error)
-    # the mean force is linear here, so the best map has no noise at all; one fitted on 24,000 force components is within
+    # the mean force is linear, so the best map has no noise at all; one fitted on 24,000 force components is within
     # about a hundredth of it
     assert (spread[1] < 0.05 * spread[0]).all()
     assert (spread[2] < 1e-3 * spread[0]).all()

@@ -212,16 +212,16 @@ def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path):
     trajectory = tmp_path / "long.trr"
     request = MapRequest("", Path(), trajectory, tmp_path / "beads")
     peaks = []
-    for frames in (10_000, 20_000):
+    for frames in (15_000, 15_000, 30_000):  # the first also counts what is compiled; 15,000 frames fill a piece
         write_random(trajectory, system, frames, seed=0)
         tracemalloc.start()
         result = map_files(request, system)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert result["frames"] == frames
-    assert trajectory.stat().st_size > 13e6
-    assert peaks[1] - peaks[0] < 0.5e6
-    assert sum(len(piece.time) for piece in read_bead_frames(tmp_path / "beads.trr", 8)) == 20_000
+    assert trajectory.stat().st_size > 20e6
+    assert peaks[2] - peaks[1] < 0.5e6
+    assert sum(len(piece.time) for piece in read_bead_frames(tmp_path / "beads.trr", 8)) == 30_000
 
 
 def test_interrupted_mapping_leaves_nothing_and_keeps_what_was_there(tmp_path: Path):

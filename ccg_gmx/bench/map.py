@@ -205,13 +205,13 @@ def measure_stream(folder: Path, frames: int, seed: int) -> dict[str, Any]:
 
     Returns:
         frames, frames_per_s (fit, reading and writing together), peak_rss_MB of the process so far, and growth_MB of
-        that peak over what a tenth of the frames took (10,000 at least: those fill a piece of the stream).
+        that peak over what a tenth of the frames took (15,000 at least: those fill a piece of the stream).
     """
     mapping = MOLECULES["water, 512 molecules, 1 bead each"].mapping(STREAM_MOLECULES)
     trajectory = folder / "long.trr"
     request = MapRequest("", Path(), trajectory, folder / "beads")
     peaks, seconds = [], 0.0
-    for length in (min(max(frames // 10, 10_000), frames), frames):
+    for length in (min(max(frames // 10, 15_000), frames), frames):
         write_random(trajectory, mapping, length, seed)
         start = time.perf_counter()
         map_files(request, mapping)
