@@ -66,7 +66,7 @@ def frames(topology: CoarseTopology, box: np.ndarray | None, count: int = 2, see
         for k in range(molecule.max() + 1):
             size = int(np.sum(molecule == k))
             steps = rng.normal(size=(size, 3))
-            steps *= 0.3 / np.linalg.norm(steps, axis=1, keepdims=True)
+            steps *= rng.uniform(0.22, 0.48, size=(size, 1)) / np.linalg.norm(steps, axis=1, keepdims=True)
             positions[t, molecule == k] = rng.uniform(size=3) @ cell + np.cumsum(steps, axis=0)
     if box is not None:
         s = positions @ np.linalg.inv(box)

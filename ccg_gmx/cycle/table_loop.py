@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ccg_gmx.cycle.table_request import ModelRun, Runner, TableFolder, TableRequest, frames_where
+from ccg_gmx.cycle.table_request import ModelRun, Runner, TableFolder, TableRequest
 from ccg_gmx.engine.run_files import storing
 from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.molecule.coarse_topology import CoarseTopology
@@ -88,7 +88,7 @@ class TableLoop:
         """Run a model, measure it, write the record."""
         folder, seed = self.store.iteration(number), self.request.seed + number
         run = self.runner(model, folder / "run", seed)
-        record: dict[str, Any] = {"iteration": number, "seed": seed, "frames": run.count, "run": run.info}
+        record: dict[str, Any] = {"iteration": number, "seed": seed, "run": run.info}
         record |= self._measure(folder, model, run)
         self.store.finish(number, record)
         return record
@@ -98,17 +98,10 @@ class TableLoop:
         ours = run.pressure_bar is None and bool(model.pairs)
         pressure = PressureSampler(model, self.topology) if ours else None
         features = FeatureSampler(self._layout) if self.request.method == "re" else None
-        skip = int(self.request.discard * run.count)
         for chunk in run.frames():
-            skipped, skip = min(skip, len(chunk.time)), max(skip - len(chunk.time), 0)
-            if skipped == len(chunk.time):
-                continue
-            kept = frames_where(chunk, slice(skipped, None))
-            for part in (sampler, features):
+            for part in (sampler, features, pressure if chunk.box is not None else None):
                 if part is not None:
-                    part.add(kept)
-            if pressure is not None and kept.box is not None:
-                pressure.add(kept)
+                    part.add(chunk)
         found = sampler.result()
         with storing(folder):
             save_distributions(found, folder / "distributions.npz")
@@ -118,6 +111,7 @@ class TableLoop:
         mean = pressure.result() if boxed and pressure is not None else None
         error = rdf_error(found, self.target)
         return {
+            "frames": found.frames,
             "pressure_bar": run.pressure_bar if mean is None else mean.bar,
             "pressure_error": run.pressure_error if mean is None else mean.error,
             "rdf_squared_error": None if error is None else error.squared,

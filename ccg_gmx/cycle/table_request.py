@@ -44,7 +44,7 @@ class TableRequest:
         pressure_bar: wanted mean pressure, None to leave it alone.
         ridge: of fm, (kJ/mol)^-2.
         seed: of the runs; iteration k uses ``seed + k``.
-        discard: share of each run that is left out as settling.
+        run: settings of the runs by name; they are the runner's, and another folder is wanted for others.
     """
 
     method: Method
@@ -63,7 +63,7 @@ class TableRequest:
     pressure_bar: float | None = None
     ridge: float = 0.0
     seed: int = 1
-    discard: float = 0.1
+    run: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
@@ -76,10 +76,10 @@ class TableRequest:
                 f"radial distribution functions up to {self.range:g} nm and a cut-off of {self.cutoff:g} nm",
                 expected="a range that contains the cut-off",
             )
-        if not 0 < self.damping <= 1 or not 0 <= self.discard < 1 or self.iterations < 0:
+        if not 0 < self.damping <= 1 or self.iterations < 0:
             raise SettingsError(
-                f"damping {self.damping}, discard {self.discard}, {self.iterations} iterations",
-                expected="a damping in (0, 1], a discard in [0, 1) and no negative number of iterations",
+                f"damping {self.damping}, {self.iterations} iterations",
+                expected="a damping in (0, 1] and no negative number of iterations",
             )
         if self.pressure_bar is not None and (self.method not in ("ibi", "re") or not self.cutoff):
             raise SettingsError(
@@ -135,15 +135,13 @@ class ModelRun:
     """A finished run of a coarse model.
 
     Attributes:
-        frames: gives its frames, in chunks, as often as asked; settling is taken off by the caller.
-        count: number of frames.
+        frames: gives its frames in chunks, those of settling left out.
         pressure_bar: mean pressure by the engine; None to let us compute it from the frames.
         pressure_error: its standard error.
         info: what else is worth keeping: engine, why, ns per day.
     """
 
     frames: Callable[[], Iterator[BeadFrames]]
-    count: int
     pressure_bar: float | None = None
     pressure_error: float | None = None
     info: dict[str, Any] = field(default_factory=dict)

@@ -327,19 +327,25 @@ def rdf_error(found: Distributions, target: Distributions) -> RdfError | None:
 
 
 def first_peak(part: Histogram, target: Histogram, half_width: float = 0.01) -> float:
-    """Height of the first peak: the top of a parabola through the bins near the target's highest one.
+    """Height of the first peak: the top of a parabola through the bins near the highest one.
 
     The highest bin alone would be too high by its noise.
+
+    Args:
+        part: a pair.
+        target: the pair wanted, whose peak is the one looked for.
+        half_width: of the range of the parabola, nm; at least two and a half bins.
     """
-    place = part.centres[int(np.argmax(_smoothed(target.g)))]
-    top = place
-    for _ in range(2):  # the second time about the peak of ``part`` itself
-        near = np.abs(part.centres - top) <= half_width
-        a, b, c = np.polyfit(part.centres[near] - top, part.g[near], 2)
-        if a >= 0 or abs(b / (2 * a)) > half_width:
-            return float(part.g[near].max())
-        height, top = c - b * b / (4 * a), top - b / (2 * a)
-    return float(height)
+    width = float(part.edges[1] - part.edges[0])
+    reach = max(half_width, 2.5 * width)
+    place = float(target.centres[int(np.argmax(_smoothed(target.g)))])
+    near = np.abs(part.centres - place) <= 2.0 * reach  # the peak may have moved
+    place = float(part.centres[near][int(np.argmax(_smoothed(part.g)[near]))])
+    near = np.abs(part.centres - place) <= reach
+    a, b, c = np.polyfit((part.centres[near] - place) / reach, part.g[near], 2)
+    if a >= 0 or abs(b) > -2.0 * a:
+        return float(part.g[near].max())
+    return float(c - b * b / (4.0 * a))
 
 
 def _smoothed(values: FloatArray) -> FloatArray:

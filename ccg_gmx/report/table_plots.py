@@ -10,8 +10,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from ccg_gmx.cycle.store import read_json
 from ccg_gmx.potential.curves import Curve
 from ccg_gmx.potential.distributions import Distributions, Histogram
+from ccg_gmx.potential.distributions_file import load_distributions
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.report import style
 from ccg_gmx.report.fes_plots import save_figure
@@ -26,12 +28,29 @@ Panel = Callable[[Axes], None]
 Series = Sequence[tuple[str, Distributions]]
 
 
-def plot_model(model: CoarseModel, target: Distributions, path: Path) -> None:
+def draw_result(folder: Path, tolerance: float) -> None:
+    """Draw the potentials, the distributions and, where there were iterations, the convergence.
+
+    Args:
+        folder: of :func:`~ccg_gmx.cycle.table_fit.fit_tables`.
+        tolerance: of the RDF error over that of the start.
+    """
+    target = load_distributions(folder / "target.npz")
+    plot_model(CoarseModel.load(folder / "model.npz"), folder / "potentials.png")
+    runs = [
+        (path.parent.name.removeprefix("iteration_").lstrip("0") or "0", load_distributions(path))
+        for path in sorted(folder.glob("iteration_*/distributions.npz"))
+    ]
+    plot_distributions(target, runs, folder / "distributions.png")
+    if records := read_json(folder / "summary.json").get("iterations"):
+        plot_convergence(records, tolerance, folder / "convergence.png")
+
+
+def plot_model(model: CoarseModel, path: Path) -> None:
     """Draw every term with its standard error.
 
     Args:
         model: the potential.
-        target: the distributions it was made for; their range is what is shown.
         path: picture to write.
     """
     curves = [(name, curve) for name, curve in model.bonded.items()]
