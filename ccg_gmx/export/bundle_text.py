@@ -9,7 +9,7 @@ from ccg_gmx.export.gromacs_legacy import FOLDER
 _RUN = {
     "gromacs": "gromacs/README.md says how",
     "lammps": "in lammps/: `lmp -in run.in` (model.in is the model, in units real)",
-    "openmm": "in openmm/: `python run.py` (system.xml is the model)",
+    "openmm": "in openmm/: `python run.py` (system.xml is the model, start.xml the first frame)",
     "plumed": "plumed/README.md says how",
 }
 

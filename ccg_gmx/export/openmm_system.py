@@ -17,7 +17,6 @@ import numpy as np
 
 from ccg_gmx.errors import ToolMissingError
 from ccg_gmx.export.coarse_system import CoarseSystem
-from ccg_gmx.export.gromacs_system import STRUCTURE, structure_text
 from ccg_gmx.export.gromacs_tables import circle_points
 from ccg_gmx.export.openmm_script import SCRIPT
 from ccg_gmx.potential.curves import Curve
@@ -62,15 +61,19 @@ def build_openmm_system(system: CoarseSystem) -> Any:
 
 
 def openmm_files(system: CoarseSystem) -> dict[str, str]:
-    """Text of every file by name: the system as XML, a start structure, a script that runs it.
+    """Text of every file by name: the system and its start (last frame) as XML, and a script that runs it.
 
     Raises:
         ToolMissingError: if OpenMM, which writes the XML, is not installed.
     """
     openmm = import_openmm()
+    made = build_openmm_system(system)
+    context = openmm.Context(made, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(system.positions[-1])
+    start = context.getState(positions=True, velocities=True, parameters=True)
     return {
-        "system.xml": openmm.XmlSerializer.serialize(build_openmm_system(system)),
-        STRUCTURE: structure_text(system, -1),
+        "system.xml": openmm.XmlSerializer.serialize(made),
+        "start.xml": openmm.XmlSerializer.serialize(start),
         "run.py": SCRIPT.replace("TEMPERATURE", f"{system.model.temperature_K:g}"),
     }
 
