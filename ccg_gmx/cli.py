@@ -19,6 +19,7 @@ from ccg_gmx.commands.fes import fes
 from ccg_gmx.commands.map import map_command
 from ccg_gmx.commands.plumed import plumed
 from ccg_gmx.commands.progress import Bar
+from ccg_gmx.commands.tables import tables
 from ccg_gmx.errors import CcgError
 
 EXIT_NOT_CONVERGED = 3
@@ -190,7 +191,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-for _group in (bench, check, cv, export, fes, map_command, plumed):
+for _group in (bench, check, cv, export, fes, map_command, plumed, tables):
     main.add_command(_group)
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def fit_tables(
         folder: of the result; the same one goes on where it stopped.
         runner: runs a coarse model, for ibi and re.
         log: gets a line for every iteration.
-        progress: called with (frames of the target done, frames or 0 if not known).
+        progress: called with (frames of the target done, about how many there are).
 
     Returns:
         The summary, also in ``summary.json``; ``model.npz`` and a table per term lie beside it.
@@ -65,7 +65,7 @@ def fit_tables(
     if request.method == "bi":
         model, converged = direct_inversion(target, blank, request.basis), True
     elif request.method == "fm":
-        model, more = _match(request, topology, target, blank)
+        model, more = _match(request, topology, target, blank, progress)
         converged = True
     else:
         if runner is None:
@@ -91,7 +91,7 @@ def _target(request: TableRequest, topology: CoarseTopology, root: Path, progres
     if path.exists():
         return load_distributions(path)
     sampler = DistributionSampler(topology, request.range, request.bin_width)
-    for chunk in _watched(request.frames(topology.n_beads), progress):
+    for chunk in _watched(request, topology.n_beads, progress):
         sampler.add(chunk)
     target = sampler.result()
     target.require_pairs()
@@ -100,20 +100,27 @@ def _target(request: TableRequest, topology: CoarseTopology, root: Path, progres
     return target
 
 
-def _watched(frames: Iterator[BeadFrames], progress: Progress | None) -> Iterator[BeadFrames]:
-    done = 0
-    for chunk in frames:
+def _watched(request: TableRequest, n_beads: int, progress: Progress | None) -> Iterator[BeadFrames]:
+    """Frames of the target, reported as they go; how many there are is guessed from the size of the file."""
+    size, done = request.trajectory.stat().st_size, 0
+    for chunk in request.frames(n_beads):
         yield chunk
         done += len(chunk.time)
+        # float32 positions and forces in a .trr; an .xtc takes about four bytes per bead
+        per_bead = 4 if request.trajectory.suffix == ".xtc" else 12 if chunk.forces is None else 24
         if progress is not None:
-            progress(done, 0)
+            progress(done, max(done, size // (per_bead * n_beads + 144)))
 
 
 def _match(
-    request: TableRequest, topology: CoarseTopology, target: Distributions, blank: CoarseModel
+    request: TableRequest,
+    topology: CoarseTopology,
+    target: Distributions,
+    blank: CoarseModel,
+    progress: Progress | None,
 ) -> tuple[CoarseModel, dict[str, Any]]:
     matcher = ForceMatcher(ModelLayout(blank, topology))
-    for chunk in request.frames(topology.n_beads):
+    for chunk in _watched(request, topology.n_beads, progress):
         matcher.add(chunk)
     fit = matcher.solve(request.basis.roughness_kT, request.ridge)
     info = {
