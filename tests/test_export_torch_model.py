@@ -12,7 +12,7 @@ import torch
 from plumed_tools import torsion_model, torsion_signature
 from torch import nn
 
-from ccg_gmx.errors import CheckpointError
+from ccg_gmx.errors import CheckpointError, ToolMissingError
 from ccg_gmx.export import aoti, torch_model
 from ccg_gmx.export.contract import Quantity, Signature, energy, from_json, torsion
 from ccg_gmx.export.feature_perceptron import (
@@ -185,6 +185,15 @@ def test_options_that_make_a_package_load() -> None:
     options = aoti._options("{}", aoti.Target("x86-64-v3", 256, ("avx2",)))
     assert options["aot_inductor.use_consts_asm_build"] is False
     assert (options["cpp.threads"], options["cpp.march"], options["cpp.simdlen"]) == (1, "x86-64-v3", 256)
+
+
+def test_a_package_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch itself would end in a traceback from deep inside."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ToolMissingError, match=r"no C\+\+ compiler on PATH; install g\+\+, or export a perceptron"):
+        export_model(torsion_model(), torsion_signature(), tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
