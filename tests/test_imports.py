@@ -19,6 +19,7 @@ ORDER = (
     ("potential",),
     ("export",),
     ("engine",),
+    ("backmap",),
     ("cycle",),
     ("report",),
     ("api",),

@@ -1,0 +1,347 @@
+"""Blocks: the fragments between and beside the beads, their kinds, and the order in which they are drawn.
+
+A fragment is a connected component of the bond graph without the beads: C, O, N and H between two C-alpha beads, a side
+chain on one. So a bond that closes between two beads lies inside one fragment, where one density describes it whole.
+Fragments on one and the same bead that are drawn at the same time are one block (a side chain and its HA).
+
+A block may see beads and blocks drawn earlier. The order has two parts: *depth*, because a placement may refer to atoms
+of other blocks; and within a depth *colour*, because blocks that share a bead are drawn one after the other, the later
+one seeing the earlier. A chain needs two colours whatever its length, so the number of passes is constant.
+
+Blocks of one kind share one model. A kind is what the placement says of its atoms, as seen from the block's residue and
+without the residue's name: a peptide unit is the same between any two residues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ccg_gmx.errors import TopologyError
+from ccg_gmx.molecule.coordinate import Coordinate
+from ccg_gmx.molecule.placement.plan import PlacementRow, Plan
+from ccg_gmx.records import IntArray
+
+WINDOW = 2
+"""Beads of so many residues on either side are seen by name."""
+REACH = 2
+"""Placed atoms within so many bonds of a block's beads are seen."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        rows: rows of the plan, in an order that is the same for all blocks of the kind.
+        home: number of the residue it belongs to.
+        beads: bead atoms it is bonded to, by rank.
+        frame: three bead atoms: origin, axis, plane of its local frame.
+        depth: 1 + the largest depth of the blocks its placement refers to.
+        colour: turn within the depth.
+        kind: see the module.
+    """
+
+    rows: tuple[int, ...]
+    home: int
+    beads: tuple[int, ...]
+    frame: tuple[int, int, int]
+    depth: int
+    colour: int
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class KindTable:
+    """All ``n`` blocks of one kind as arrays.
+
+    Attributes:
+        kind: its name.
+        label: for people, e.g. ``TYR CB``.
+        coordinates: the ``3 m`` coordinates of the first block: bonds, seconds, torsions of its m atoms.
+        blocks: ``[n]`` numbers of the blocks.
+        columns: ``[n, 3 m]`` columns of y.
+        atoms: ``[n, m]`` atoms, 0-based.
+        frames: ``[n, 3]`` bead atoms of the local frames.
+        origin: ``[n]`` number of the bead at the origin.
+        slots: names of the atoms that some block of the kind sees.
+        slot_atoms: ``[n, n_slots]`` those atoms, -1 where a block has none.
+        stage: ``[2, n]`` number of the pass that draws the block, colours in order and in reverse.
+        slot_stage: ``[2, n, n_slots]`` pass that places the slot's atom; -1 for beads.
+    """
+
+    kind: str
+    label: str
+    coordinates: tuple[Coordinate, ...]
+    blocks: IntArray
+    columns: IntArray
+    atoms: IntArray
+    frames: IntArray
+    origin: IntArray
+    slots: tuple[str, ...]
+    slot_atoms: IntArray
+    stage: IntArray
+    slot_stage: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """The blocks of a system.
+
+    Attributes:
+        plan: the placement.
+        blocks: all blocks.
+        kinds: one table per kind, sorted by kind.
+        n_stages: passes that draw a frame.
+    """
+
+    plan: Plan
+    blocks: tuple[Block, ...]
+    kinds: tuple[KindTable, ...]
+    n_stages: int
+
+
+def plan_blocks(plan: Plan) -> BlockPlan:
+    """Divide the placed atoms of a plan into blocks.
+
+    Raises:
+        TopologyError: beads that are centres of groups.
+    """
+    if plan.mapping.kind != "atom":
+        raise TopologyError(
+            f"beads of kind {plan.mapping.kind}",
+            expected="beads that are atoms",
+            remedy="choose one atom for each bead, --beads backbone or --beads CA for instance",
+        )
+    return _BlockPlanner(plan).run()
+
+
+class _BlockPlanner:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.system, self.rows = plan, plan.system, plan.rows
+        self.beads = {int(atom) for atom in plan.roots}
+        self.bead_number = {int(atom): k for k, atom in enumerate(plan.roots)}
+        self.row_of = {row.atom: k for k, row in enumerate(self.rows)}
+        self._beads_of_residue: dict[int, list[int]] = {}
+        for bead in sorted(self.beads):
+            self._beads_of_residue.setdefault(int(self.system.residues[bead]), []).append(bead)
+
+    def run(self) -> BlockPlan:
+        fragments = self._merged(self._fragments())
+        owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
+        depths = self._depths(fragments, owner)
+        touched = [self._touched(atoms) for atoms in fragments]
+        colours = _colour(touched, depths)
+        blocks = [
+            self._block(atoms, beads, depth, colour)
+            for atoms, beads, depth, colour in zip(fragments, touched, depths, colours, strict=True)
+        ]
+        stages, count = _stages(blocks)
+        owner = {self.rows[row].atom: k for k, block in enumerate(blocks) for row in block.rows}
+        names = sorted({block.kind for block in blocks})
+        members = {name: [k for k, block in enumerate(blocks) if block.kind == name] for name in names}
+        kinds = tuple(self._table(name, members[name], blocks, stages, owner) for name in names)
+        return BlockPlan(self.plan, tuple(blocks), kinds, count)
+
+    # --- fragments -----------------------------------------------------------------------------------------------
+
+    def _fragments(self) -> list[list[int]]:
+        """Connected components of the atoms that are no beads, in the order of their first atoms."""
+        found: list[list[int]] = []
+        seen = set(self.beads)
+        for start in range(len(self.system)):
+            if start in seen:
+                continue
+            seen.add(start)
+            atoms = [start]
+            for atom in atoms:
+                fresh = [other for other in self.system.neighbours(atom) if other not in seen]
+                seen.update(fresh)
+                atoms += fresh
+            found.append(atoms)
+        return found
+
+    def _merged(self, fragments: list[list[int]]) -> list[list[int]]:
+        """Join fragments on the same single bead that are placed on the same level or as siblings."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        lone = []
+        owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
+        depths = self._depths(fragments, owner, siblings=False)
+        for atoms, depth in zip(fragments, depths, strict=True):
+            beads = self._touched(atoms)
+            if len(beads) == 1:
+                groups.setdefault((beads[0], depth), []).extend(atoms)
+            else:
+                lone.append(atoms)
+        return sorted([*lone, *groups.values()], key=min)
+
+    def _touched(self, atoms: Iterable[int]) -> tuple[int, ...]:
+        around = {other for atom in atoms for other in self.system.neighbours(atom) if other in self.beads}
+        return tuple(sorted(around, key=lambda bead: int(self.system.rank[bead])))
+
+    def _depths(self, fragments: list[list[int]], owner: dict[int, int], siblings: bool = True) -> list[int]:
+        """Longest way through references from the beads; without ``siblings``, offsets between siblings count not."""
+        depths = [0] * len(fragments)
+        for row in sorted(self.rows, key=lambda row: row.level):  # references are on lower levels, so one walk does
+            own = owner[row.atom]
+            needs = {row.parent, row.angle_ref, row.torsion_ref}
+            if siblings or not row.shares_frame:
+                needs.add(row.measured_from)
+            others = {owner[atom] for atom in needs if atom in owner} - {own}
+            depths[own] = max([depths[own], *(1 + depths[other] for other in others)])
+        return depths
+
+    # --- one block -----------------------------------------------------------------------------------------------
+
+    def _block(self, atoms: Sequence[int], beads: tuple[int, ...], depth: int, colour: int) -> Block:
+        residues, names = self.system.residues, self.system.graph.names
+        home = min(int(residues[atom]) for atom in atoms)
+        lowest = min(self.rows[self.row_of[atom]].level for atom in atoms)
+
+        def place(atom: int) -> tuple[int, int, str]:
+            return self.rows[self.row_of[atom]].level - lowest, int(residues[atom]) - home, names[atom]
+
+        ordered = sorted(atoms, key=place)
+        frame = self._frame(beads, ordered, home)
+        words = [self._word(self.rows[self.row_of[atom]], place(atom)) for atom in ordered]
+        labels = ",".join(self.system.local_label(bead, home) for bead in frame)
+        rows = tuple(self.row_of[atom] for atom in ordered)
+        return Block(rows, home, beads, frame, depth, colour, f"[{labels}] " + "; ".join(words))
+
+    def _word(self, row: PlacementRow, place: tuple[int, int, str]) -> str:
+        """What the placement says of a row, without the name of its residue."""
+        said = row.key.split(" ", 1)[1]
+        mass, degree = self.system.graph.masses[row.atom], self.system.graph.degree(row.atom)
+        return f"{place[0]} {place[1]:+d} {round(mass)}/{degree} {said}"
+
+    def _frame(self, beads: tuple[int, ...], atoms: Sequence[int], home: int) -> tuple[int, int, int]:
+        """Attached beads first, then the nearest along bonds; of those, the ones of near residues first."""
+        first = beads[0] if beads else self._nearest_bead(atoms)
+        chosen = list(beads[:2]) or [first]
+        for bead in self._around(first, home):
+            if (
+                len(chosen) < 3
+                and bead not in chosen
+                and not (len(chosen) == 2 and self.system.collinear(chosen[0], chosen[1], bead))
+            ):
+                chosen.append(bead)
+        if len(chosen) < 3:
+            raise TopologyError(
+                f"no local frame for {self.system.label(atoms[0])}", expected="three beads that are not on a line"
+            )
+        return chosen[0], chosen[1], chosen[2]
+
+    def _nearest_bead(self, atoms: Sequence[int]) -> int:
+        reference, beads = self.system.reference, self.plan.roots
+        return int(beads[np.argmin(np.linalg.norm(reference[beads] - reference[atoms[0]], axis=1))])
+
+    def _around(self, start: int, home: int) -> list[int]:
+        """Beads by their distance along bonds, then those nearest in space."""
+        residues = self.system.residues
+        found: list[int] = []
+        reached, shell = {start}, [start]
+        while shell and len(found) < 4:
+            shell = sorted({j for i in shell for j in self.system.neighbours(i)} - reached)
+            reached.update(shell)
+            near = [atom for atom in shell if atom in self.beads]
+            found += sorted(near, key=lambda b: (abs(int(residues[b]) - home), int(residues[b]), self.system.rank[b]))
+        if len(found) < 4:
+            beads = np.array(sorted(self.beads - {start, *found}), dtype=np.int64)
+            distance = np.linalg.norm(self.system.reference[beads] - self.system.reference[start], axis=1)
+            found += beads[np.argsort(distance, kind="stable")[:4]].tolist()
+        return found
+
+    # --- tables --------------------------------------------------------------------------------------------------
+
+    def _table(
+        self,
+        kind: str,
+        members: list[int],
+        blocks: list[Block],
+        stages: IntArray,
+        owner: dict[int, int],
+    ) -> KindTable:
+        own = [blocks[k] for k in members]
+        rows = np.array([block.rows for block in own], dtype=np.int64)
+        n_rows = len(self.rows)
+        columns = np.concatenate([rows, rows + n_rows, rows + 2 * n_rows], axis=1)
+        seen = [self._slots(block, k, stages, owner) for k, block in zip(members, own, strict=True)]
+        slots = tuple(sorted({name for found in seen for name in found}))
+        slot_atoms = np.array([[found.get(name, -1) for name in slots] for found in seen], dtype=np.int64)
+        stage_of_atom = np.full((2, len(self.system) + 1), -1, dtype=np.int64)
+        for atom, block in owner.items():
+            stage_of_atom[:, atom] = stages[:, block]
+        first = own[0]
+        atoms = np.array([[self.rows[row].atom for row in block.rows] for block in own], dtype=np.int64)
+        return KindTable(
+            kind=kind,
+            label=self._label(first),
+            coordinates=tuple(self.plan.coordinates[column] for column in columns[0]),
+            blocks=np.array(members, dtype=np.int64),
+            columns=columns,
+            atoms=atoms,
+            frames=np.array([block.frame for block in own], dtype=np.int64),
+            origin=np.array([self.bead_number[block.frame[0]] for block in own], dtype=np.int64),
+            slots=slots,
+            slot_atoms=slot_atoms.reshape(len(own), len(slots)),
+            stage=stages[:, members],
+            slot_stage=stage_of_atom[:, slot_atoms.reshape(len(own), len(slots))],
+        )
+
+    def _label(self, block: Block) -> str:
+        """Residue of one such block and the atom that is placed first."""
+        atom = self.rows[block.rows[0]].atom
+        return f"{self.system.residue_names[atom]} {self.system.graph.names[atom]}"
+
+    def _slots(self, block: Block, number: int, stages: IntArray, owner: dict[int, int]) -> dict[str, int]:
+        """Atoms that the block may see by name: beads of near residues, and placed atoms near its own beads."""
+        residues, names = self.system.residues, self.system.graph.names
+        molecule = self.system.molecules[self.rows[block.rows[0]].atom]
+        seen = {}
+        for offset in range(-WINDOW, WINDOW + 1):
+            for bead in self._beads_of_residue.get(block.home + offset, ()):
+                if self.system.molecules[bead] == molecule:
+                    seen[f"{offset:+d}:{names[bead]}"] = bead
+        for k, bead in enumerate(block.beads):
+            if abs(int(residues[bead]) - block.home) > WINDOW:
+                seen[f"far{k}:{names[bead]}"] = bead
+        for atom in self._reached(block.beads):
+            if atom in owner and (stages[:, owner[atom]] < stages[:, number]).any():
+                offset = int(residues[atom]) - block.home
+                if abs(offset) <= WINDOW:
+                    seen[f"{offset:+d}:{names[atom]}"] = atom
+        return seen
+
+    def _reached(self, beads: Iterable[int]) -> set[int]:
+        reached = set(beads)
+        for _ in range(REACH):
+            reached |= {j for i in reached for j in self.system.neighbours(i)}
+        return reached
+
+
+def _colour(touched: Sequence[tuple[int, ...]], depths: Sequence[int]) -> list[int]:
+    """Greedy colouring: blocks of one depth that share a bead get different colours."""
+    used: dict[tuple[int, int], set[int]] = {}
+    colours = []
+    for beads, depth in zip(touched, depths, strict=True):
+        taken: set[int] = set().union(*(used.setdefault((depth, bead), set()) for bead in beads))
+        colour = next(c for c in range(len(taken) + 1) if c not in taken)
+        for bead in beads:
+            used[depth, bead].add(colour)
+        colours.append(colour)
+    return colours
+
+
+def _stages(blocks: Sequence[Block]) -> tuple[IntArray, int]:
+    """Passes ``[2, n]`` by (depth, colour), colours rising and falling, and their number."""
+    most = {block.depth: 0 for block in blocks}
+    for block in blocks:
+        most[block.depth] = max(most[block.depth], block.colour)
+    start, total = {}, 0
+    for depth in sorted(most):
+        start[depth], total = total, total + most[depth] + 1
+    rising = [start[block.depth] + block.colour for block in blocks]
+    falling = [start[block.depth] + most[block.depth] - block.colour for block in blocks]
+    return np.array([rising, falling], dtype=np.int64).reshape(2, len(blocks)), total

@@ -1,0 +1,276 @@
+"""Overlaps by van der Waals radii: which pairs count, how many there are, and a choice of candidates that avoids them.
+
+A pair of heavy atoms clashes below 0.8 of the sum of the radii of Bondi (doi:10.1021/j100785a001), or below 0.7 if both
+are N, O, F or S, which hydrogen bonds pull together. Only pairs more than three bonds apart count. Hydrogens do not: by
+Bondi's radii 80 % of the frames of fine dynamics of chignolin in vacuum would clash, so the mark would say nothing.
+
+Candidates: a block has M independent draws; one is taken with probability proportional to its factor
+g = exp(-COST_PER_CLASH n), n its clashes with what is placed before. The density of what is taken is then
+q(y) g(y) / mean(g) in the extended space of all candidates, so weights stay exact: Rosenbluth sampling, Siepmann &
+Frenkel, doi:10.1080/00268979200100061.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ccg_gmx.backmap.system import Atoms, BackmapSystem
+from ccg_gmx.records import FloatArray, IntArray
+
+FACTOR, POLAR_FACTOR = 0.8, 0.7
+"""Part of the sum of radii below which a pair clashes; the second if both may share a hydrogen bond."""
+SOFT_HYDROGEN_NM = 0.10
+COST_PER_CLASH = 8.0
+"""kT that a candidate pays for each clash; -ln g."""
+UNREACHABLE = 60.0
+"""kT that a candidate pays whose bridges do not reach."""
+NEAR_NM = 1.4
+"""Blocks whose residues' beads are nearer than this are looked at, beyond the reach of the longest side chain."""
+
+BONDI_NM = {6: 0.170, 7: 0.155, 8: 0.152, 9: 0.147, 12: 0.173, 15: 0.180, 16: 0.180, 17: 0.175, 35: 0.185}
+OTHER_NM = 0.17
+_MASSES = {1: 1.008, 6: 12.011, 7: 14.007, 8: 15.999, 9: 18.998, 12: 24.305, 15: 30.974, 16: 32.06, 17: 35.45}
+_POLAR = (7, 8, 9, 16)
+
+
+@dataclass(frozen=True, eq=False)
+class ContactRules:
+    """What counts as a clash.
+
+    Attributes:
+        radii: ``[N]`` nm, 0 for hydrogens.
+        soft: ``[N]`` nm, the radii that candidates are judged by: hydrogens on carbon count too, with 0.1 nm.
+        polar: ``[N]`` N, O, F or S.
+        near_start: ``[N + 1]`` and ``near_atoms``: atoms within three bonds of each atom, itself included.
+        near_atoms: see there.
+    """
+
+    radii: FloatArray
+    soft: FloatArray
+    polar: NDArray[np.bool_]
+    near_start: IntArray
+    near_atoms: IntArray
+
+
+def elements(masses: FloatArray) -> IntArray:
+    """Atomic numbers ``[N]`` by the nearest mass; -1 where none is within 0.5 amu (heavy hydrogens among them)."""
+    numbers = np.array(list(_MASSES), dtype=np.int64)
+    table = np.array(list(_MASSES.values()))
+    nearest = np.abs(np.asarray(masses)[:, None] - table[None, :]).argmin(axis=1)
+    found = numbers[nearest]
+    found[np.abs(masses - table[nearest]) > 0.5] = -1
+    found[np.asarray(masses) < 4.1] = 1  # deuterium and hydrogens made heavy for long time steps
+    return found
+
+
+def contact_rules(atoms: Atoms) -> ContactRules:
+    """Radii, hydrogen bonds and bonded neighbourhoods of a system."""
+    number, n = elements(atoms.masses), len(atoms)
+    around: list[set[int]] = [set() for _ in range(n)]
+    for i, j in np.asarray(atoms.bonds, dtype=np.int64).tolist():
+        around[i].add(j)
+        around[j].add(i)
+    near = []
+    for atom in range(n):
+        reached = {atom}
+        for _ in range(3):
+            reached |= {j for i in reached for j in around[i]}
+        near.append(sorted(reached))
+    hydrogen = number == 1
+    on_polar = [any(number[j] in _POLAR for j in around[k]) for k in range(n)]
+    radii = np.array([BONDI_NM.get(int(z), OTHER_NM) for z in number])
+    return ContactRules(
+        radii=np.where(hydrogen, 0.0, radii),
+        soft=np.where(hydrogen, np.where(on_polar, 0.0, SOFT_HYDROGEN_NM), radii),
+        polar=np.isin(number, _POLAR),
+        near_start=np.cumsum([0, *map(len, near)]).astype(np.int64),
+        near_atoms=np.array([j for found in near for j in found], dtype=np.int64),
+    )
+
+
+def clash_counts(rules: ContactRules, positions: FloatArray) -> IntArray:
+    """Number of clashing pairs ``[T]`` of frames ``[T, N, 3]`` nm; cost linear in the atoms."""
+    from scipy.spatial import cKDTree
+
+    reach = 2.0 * FACTOR * float(rules.radii.max())
+    counts = np.zeros(len(positions), dtype=np.int64)
+    for k, frame in enumerate(positions):
+        if np.isfinite(frame).all():
+            pairs = cKDTree(frame).query_pairs(reach, output_type="ndarray").astype(np.int64)
+            counts[k] = _count(frame, pairs, rules.radii, rules.polar, rules.near_start, rules.near_atoms)
+    return counts
+
+
+@njit(cache=True)
+def _clashes(i, j, square, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
+    if radii[i] == 0.0 or radii[j] == 0.0:
+        return False
+    limit = (POLAR_FACTOR if polar[i] and polar[j] else FACTOR) * (radii[i] + radii[j])
+    if square >= limit * limit:
+        return False
+    for k in range(near_start[i], near_start[i + 1]):  # noqa: SIM110  numba knows no all()
+        if near_atoms[k] == j:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _count(frame, pairs, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
+    total = 0
+    for p in range(len(pairs)):
+        i, j = pairs[p, 0], pairs[p, 1]
+        square = 0.0
+        for c in range(3):
+            square += (frame[i, c] - frame[j, c]) ** 2
+        if _clashes(i, j, square, radii, polar, near_start, near_atoms):
+            total += 1
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """Blocks that are drawn in one pass, in the order in which candidates are taken.
+
+    Attributes:
+        start: ``[b + 1]`` and ``atoms``: the atoms of each block.
+        atoms: see there.
+        origin: ``[b]`` bead atom of each block.
+    """
+
+    start: IntArray
+    atoms: IntArray
+    origin: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Surround:
+    """Which atoms stand around which bead.
+
+    Attributes:
+        beads: ``[n]`` bead atoms.
+        start: ``[n + 1]`` and ``atoms``: the atoms that hang on each bead, the bead included.
+        atoms: see there.
+    """
+
+    beads: IntArray
+    start: IntArray
+    atoms: IntArray
+
+
+def surround_of(system: BackmapSystem) -> Surround:
+    """Every atom with the bead at the origin of its block."""
+    hanging: dict[int, list[int]] = {int(bead): [int(bead)] for bead in system.beads}
+    rows = system.placement.plan.rows
+    for block in system.blocks.blocks:
+        hanging[block.frame[0]] += [rows[row].atom for row in block.rows]
+    groups = [hanging[int(bead)] for bead in system.beads]
+    start = np.cumsum([0, *map(len, groups)]).astype(np.int64)
+    return Surround(system.beads, start, np.array([atom for group in groups for atom in group], dtype=np.int64))
+
+
+def choose(
+    candidates: FloatArray,
+    reachable: NDArray[np.bool_],
+    placed: NDArray[np.bool_],
+    uniform: FloatArray,
+    turn: Turn,
+    surround: Surround,
+    rules: ContactRules,
+) -> tuple[IntArray, FloatArray]:
+    """Take one candidate of every block of a turn, one block after the other.
+
+    Args:
+        candidates: ``[M, T, N, 3]`` nm; in each, all blocks of the turn are drawn anew.
+        reachable: ``[M, T, b]`` whether the bridges of a block reach.
+        placed: ``[N]`` atoms placed before this turn.
+        uniform: ``[T, b]`` random numbers in [0, 1).
+        turn: the blocks.
+        surround: atoms around beads.
+        rules: what clashes.
+
+    Returns:
+        The candidate ``[T, b]`` of every block, and ``[T]`` sum of ln(g / mean g).
+    """
+    chosen = np.zeros(uniform.shape, dtype=np.int64)
+    log_g = np.zeros(len(uniform))
+    _choose(
+        np.ascontiguousarray(candidates),
+        np.ascontiguousarray(reachable),
+        placed,
+        np.ascontiguousarray(uniform),
+        turn.start,
+        turn.atoms,
+        turn.origin,
+        surround.beads,
+        surround.start,
+        surround.atoms,
+        rules.soft,
+        rules.polar,
+        rules.near_start,
+        rules.near_atoms,
+        chosen,
+        log_g,
+    )
+    return chosen, log_g
+
+
+@njit(cache=True)
+def _choose(  # type: ignore[no-untyped-def]
+    x, reachable, placed_before, uniform, b_start, b_atoms, b_origin, beads, s_start, s_atoms,
+    radii, polar, near_start, near_atoms, chosen, log_g,
+):  # fmt: skip
+    n_candidates, n_frames, n_atoms = x.shape[0], x.shape[1], x.shape[2]
+    cost = np.zeros(n_candidates)
+    for t in range(n_frames):
+        placed = placed_before.copy()
+        source = np.zeros(n_atoms, dtype=np.int64)  # candidate in which a placed atom of this turn stands
+        for b in range(len(b_origin)):
+            cost[:] = 0.0
+            for m in range(n_candidates):
+                if not reachable[m, t, b]:
+                    cost[m] = UNREACHABLE
+            o = b_origin[b]
+            for k in range(len(beads)):
+                square = 0.0
+                for c in range(3):
+                    square += (x[0, t, o, c] - x[0, t, beads[k], c]) ** 2
+                if square > NEAR_NM * NEAR_NM:
+                    continue
+                for s in range(s_start[k], s_start[k + 1]):
+                    j = s_atoms[s]
+                    if not placed[j]:
+                        continue
+                    for a in range(b_start[b], b_start[b + 1]):
+                        i = b_atoms[a]
+                        for m in range(n_candidates):
+                            square = 0.0
+                            for c in range(3):
+                                square += (x[m, t, i, c] - x[source[j], t, j, c]) ** 2
+                            if _clashes(i, j, square, radii, polar, near_start, near_atoms):
+                                cost[m] += COST_PER_CLASH
+            for a in range(b_start[b], b_start[b + 1]):  # overlaps inside the block
+                for a2 in range(b_start[b], a):
+                    i, j = b_atoms[a], b_atoms[a2]
+                    for m in range(n_candidates):
+                        square = 0.0
+                        for c in range(3):
+                            square += (x[m, t, i, c] - x[m, t, j, c]) ** 2
+                        if _clashes(i, j, square, radii, polar, near_start, near_atoms):
+                            cost[m] += COST_PER_CLASH
+            least = cost.min()
+            total = np.exp(least - cost).sum()
+            left, take = uniform[t, b] * total, n_candidates - 1
+            for m in range(n_candidates):
+                left -= np.exp(least - cost[m])
+                if left < 0.0:
+                    take = m
+                    break
+            chosen[t, b] = take
+            log_g[t] += least - cost[take] - np.log(total / n_candidates)
+            for a in range(b_start[b], b_start[b + 1]):
+                placed[b_atoms[a]] = True
+                source[b_atoms[a]] = take

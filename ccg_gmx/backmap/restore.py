@@ -1,0 +1,295 @@
+"""From a coarse trajectory to atoms: streamed, resumable, every frame checked and with its log-likelihood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from MDAnalysis.lib.formats.libmdaxdr import TRRFile, XTCFile
+
+from ccg_gmx.backmap.contacts import clash_counts
+from ccg_gmx.backmap.data import atoms_of
+from ccg_gmx.backmap.model import BackmapFlow
+from ccg_gmx.backmap.sampling import Sampler
+from ccg_gmx.backmap.system import BackmapSystem
+from ccg_gmx.errors import SettingsError, StoreError, TrajectoryError
+from ccg_gmx.molecule.frame_stream import FrameChoice, stream_frames
+from ccg_gmx.molecule.trajectory import make_whole
+from ccg_gmx.records import BeadFrames, FloatArray
+
+XTC_PRECISION = 1e6
+"""Of the positions written, 1/nm: the usual 1000 would move beads by 5e-4 nm."""
+CHUNK_ATOMS = 40_000
+"""Atoms restored at once, candidates included; bounds the memory."""
+LONGEST_STEP = 2.0
+"""Two bead neighbours may be this many times further apart than in the reference before their order is doubted."""
+
+Progress = Callable[[float, float], None]
+Energy = Callable[[FloatArray], FloatArray]
+"""Energies ``[R]`` in kT of frames ``[R, N, 3]`` nm."""
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """How frames are restored.
+
+    Attributes:
+        samples: restored frames of each coarse frame.
+        candidates: draws of each block of which one is taken, so that atoms do not overlap.
+        seed: of the noise.
+        stride: every so-manyth coarse frame.
+        frames: at most so many coarse frames; None for all.
+    """
+
+    samples: int = 1
+    candidates: int = 8
+    seed: int = 0
+    stride: int = 1
+    frames: int | None = None
+
+
+COLUMNS = ("frame", "time_ps", "log_q", "log_choice", "clashes", "chirality_errors", "bead_deviation_nm", "u")
+"""Columns of the table beside the frames; u is nan where no energy was asked for."""
+
+
+def restore_trajectory(
+    flow: BackmapFlow,
+    system: BackmapSystem,
+    coarse: Path,
+    out: Path,
+    settings: RestoreSettings,
+    *,
+    energy: Energy | None = None,
+    progress: Progress | None = None,
+) -> dict[str, FloatArray]:
+    """Restore a coarse trajectory into ``out`` (.xtc or .trr) and its table ``OUT.npz``.
+
+    Interrupted, it goes on when called again in the same way: what is written is kept, and every piece has its own
+    noise, so the result is the same. Both files appear when they are whole.
+
+    Returns:
+        The columns of the table, ``[R]`` each, ``R = frames * samples``.
+
+    Raises:
+        TrajectoryError: beads that do not fit the model.
+        StoreError: a half-written file of another call.
+    """
+    out, coarse = Path(out), Path(coarse)
+    if out.suffix not in (".xtc", ".trr"):
+        raise SettingsError(f"-o {out}", expected="a name that ends in .xtc or .trr")
+    sampler = Sampler(flow, system, settings.candidates)
+    journal = _Journal(out, _contract(flow, system, coarse, settings, energy is not None))
+    size = max(1, CHUNK_ATOMS // (len(system.atoms) * settings.samples * settings.candidates))
+    for index, piece in enumerate(_chunks(coarse, system, settings, size)):
+        if index < journal.pieces:
+            continue
+        beads, time, box, first, done = piece
+        table, positions = _restore(sampler, beads, time, first, settings, index, energy)
+        journal.append(positions, table, np.repeat(box, settings.samples, axis=0))
+        if progress is not None:
+            progress(done, 1.0)
+    return journal.finish()
+
+
+def _restore(
+    sampler: Sampler,
+    beads: FloatArray,
+    time: FloatArray,
+    first: int,
+    settings: RestoreSettings,
+    index: int,
+    energy: Energy | None,
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Table and positions ``[T K, N, 3]`` of some coarse frames, samples of a frame one after the other."""
+    seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {index}".encode()).digest()[:7], "little")
+    generator = torch.Generator().manual_seed(seed)
+    repeated = torch.from_numpy(beads).repeat_interleave(settings.samples, 0)
+    draws = sampler.draw(repeated, generator)
+    positions = draws.positions.numpy()
+    count = len(positions)
+    deviation = np.abs(positions[:, sampler.system.beads] - repeated.numpy()).max(axis=(1, 2))
+    table = {
+        "frame": first + np.repeat(np.arange(len(beads), dtype=np.float64), settings.samples),
+        "time_ps": np.repeat(time, settings.samples),
+        "log_q": draws.log_q.numpy(),
+        "log_choice": draws.log_choice.numpy(),
+        "clashes": clash_counts(sampler.rules, positions).astype(np.float64),
+        "chirality_errors": sampler.system.placement.chirality_errors(draws.positions).numpy().astype(np.float64),
+        "bead_deviation_nm": deviation,
+        "u": np.full(count, math.nan) if energy is None else energy(positions),
+    }
+    return table, positions
+
+
+# --- coarse frames -----------------------------------------------------------------------------------------------
+
+
+def _chunks(
+    coarse: Path, system: BackmapSystem, settings: RestoreSettings, size: int
+) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, int, float]]:
+    """Beads, times, boxes, number of the first frame and part done, of at most ``size`` frames."""
+    first = 0
+    for frames, done in read_coarse(coarse, system, settings.stride):
+        for start in range(0, len(frames.time), size):
+            own = slice(start, start + size)
+            beads, time = frames.positions[own], frames.time[own]
+            if settings.frames is not None:
+                beads, time = beads[: settings.frames - first], time[: settings.frames - first]
+            if not len(time):
+                return
+            box = np.zeros((len(time), 3, 3)) if frames.box is None else frames.box[own][: len(time)]
+            yield beads, time, box, first, done
+            first += len(time)
+
+
+def read_coarse(path: Path, system: BackmapSystem, stride: int = 1) -> Iterator[tuple[BeadFrames, float]]:
+    """Read bead frames and check that they can be those of the system.
+
+    Args:
+        path: .xtc or .trr of the beads, or of all atoms of the system, whose beads are then taken.
+        system: of the model.
+        stride: every so-manyth frame.
+
+    Raises:
+        TrajectoryError: another number of beads, coordinates that are no numbers, or beads in another order.
+    """
+    count, n_beads, n_atoms = atoms_of(path), len(system.beads), len(system.atoms)
+    if count not in (n_beads, n_atoms):
+        residues = int(system.residues[-1]) + 1
+        raise TrajectoryError(
+            f"{path} has {count} beads in a frame",
+            expected=f"{n_beads} beads ({', '.join(system.bead_names)} of {residues} residues), or {n_atoms} atoms",
+            remedy="a residue is missing or added: give the topology of this molecule with --tpr",
+        )
+    for piece in stream_frames(path, count, FrameChoice(stride=stride)):
+        positions = piece.positions.astype(np.float64)
+        if not np.isfinite(positions).all():
+            frame = int(np.flatnonzero(~np.isfinite(positions).all(axis=(1, 2)))[0])
+            raise TrajectoryError(
+                f"{path} has coordinates that are no numbers at {piece.time[frame]:g} ps",
+                expected="finite positions",
+                remedy="the coarse run has probably exploded",
+            )
+        box = piece.box if np.any(piece.box) else None
+        if count == n_atoms:
+            positions = make_whole(positions, box, system.atoms.bonds)[:, system.beads]
+        elif box is not None:
+            positions = make_whole(positions, box, bead_bonds(system))
+        _check_order(path, positions, system)
+        yield BeadFrames(positions, piece.time, box), piece.done
+
+
+def bead_bonds(system: BackmapSystem) -> Any:
+    """Pairs of beads that follow one another in a molecule, ``[n, 2]`` bead numbers."""
+    molecules = system.placement.plan.system.molecules[system.beads]
+    first = np.flatnonzero(molecules[1:] == molecules[:-1])
+    return np.stack([first, first + 1], axis=1)
+
+
+def _check_order(path: Path, beads: FloatArray, system: BackmapSystem) -> None:
+    """Beads in a wrong order, or of a chain that the box cut, are neighbours far apart."""
+    pairs = bead_bonds(system)
+    reference = system.reference[system.beads]
+    expected = np.linalg.norm(reference[pairs[:, 0]] - reference[pairs[:, 1]], axis=-1)
+    found = np.linalg.norm(beads[:, pairs[:, 0]] - beads[:, pairs[:, 1]], axis=-1)
+    typical = np.median(found, axis=0)
+    bad = np.flatnonzero((typical > LONGEST_STEP * expected) | (typical < expected / LONGEST_STEP))
+    if len(bad):
+        atom = int(system.beads[pairs[bad[0], 0]])
+        label = system.placement.plan.system.label(atom)
+        raise TrajectoryError(
+            f"{path}: the bead after {label} is {typical[bad[0]]:.3f} nm away ({len(bad)} such pairs)",
+            expected=f"about {expected[bad[0]]:.3f} nm, as in the molecule",
+            remedy="beads must come in the order of the residues, in nm, molecules whole or with the box they crossed",
+        )
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _contract(
+    flow: BackmapFlow, system: BackmapSystem, coarse: Path, settings: RestoreSettings, energies: bool
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for value in flow.state_dict().values():
+        digest.update(value.contiguous().numpy().tobytes())
+    digest.update(" ".join(system.atoms.names).encode())
+    return {
+        "model": digest.hexdigest(),
+        "coarse": [str(coarse.resolve()), coarse.stat().st_size if coarse.is_file() else 0],
+        "settings": asdict(settings),
+        "energies": energies,
+    }
+
+
+class _Journal:
+    """Frames and table while they grow: after every piece both say how far they are whole.
+
+    Args:
+        out: the trajectory that is written in the end.
+        contract: what must be the same to go on.
+    """
+
+    def __init__(self, out: Path, contract: dict[str, Any]) -> None:
+        self.out = out
+        self.part = out.with_name(f".{out.stem}.part{out.suffix}")
+        self.table = out.with_name(f".{out.stem}.part.npz")
+        self.contract = json.dumps(contract, sort_keys=True)
+        self.pieces = self.step = 0
+        self.columns: dict[str, list[FloatArray]] = {name: [] for name in COLUMNS}
+        if self.table.exists() and self.part.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        with np.load(self.table, allow_pickle=False) as data:
+            if str(data["contract"]) != self.contract:
+                raise StoreError(
+                    f"{self.part} is half of a restoration with another model, trajectory or other options",
+                    remedy="remove it to begin afresh, or give the same command again",
+                )
+            self.pieces, self.step = int(data["pieces"]), len(data["log_q"])
+            self.columns = {name: [data[name]] for name in COLUMNS}
+            size = int(data["bytes"])
+        os.truncate(self.part, size)
+
+    def append(self, positions: FloatArray, table: dict[str, FloatArray], box: FloatArray) -> None:
+        """Write the frames of a piece, then note that they are there."""
+        kind, mode = (TRRFile if self.out.suffix == ".trr" else XTCFile), "a" if self.step else "w"
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with kind(str(self.part), mode) as stream:
+                for frame, time, cell in zip(positions.astype(np.float32), table["time_ps"], box, strict=True):
+                    if self.out.suffix == ".trr":
+                        stream.write(frame, None, None, cell.astype(np.float32), self.step, time, 0.0, len(frame))
+                    else:
+                        stream.write(frame, cell.astype(np.float32), self.step, time, XTC_PRECISION)
+                    self.step += 1
+        except OSError as error:
+            raise StoreError(f"{self.part} cannot be written ({error})", remedy="choose another -o") from None
+        self.pieces += 1
+        for name in COLUMNS:
+            self.columns[name].append(np.asarray(table[name], dtype=np.float64))
+        self._note(self.table, pieces=self.pieces, bytes=self.part.stat().st_size, contract=self.contract)
+
+    def _note(self, path: Path, **more: Any) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp.npz")
+        joined = {name: np.concatenate(parts) for name, parts in self.columns.items()}
+        np.savez(partial, **joined, **more)  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+    def finish(self) -> dict[str, FloatArray]:
+        """Give both files their names."""
+        if not self.step:
+            raise TrajectoryError("the coarse trajectory has no frames", expected="at least one")
+        self._note(self.out.with_suffix(".npz"))
+        os.replace(self.part, self.out)
+        self.table.unlink(missing_ok=True)
+        return {name: np.concatenate(parts) for name, parts in self.columns.items()}

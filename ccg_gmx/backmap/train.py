@@ -1,0 +1,263 @@
+"""Training by likelihood on fine frames, on one process or on several by torchrun.
+
+What blocks see does not depend on the parameters, so it is computed once. Colours are taken in order or in reverse at
+random, so that every kind learns both roles: to be drawn before and after its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ccg_gmx.backmap import features
+from ccg_gmx.backmap.features import SystemView
+from ccg_gmx.backmap.model import BackmapFlow, Sight, coordinates_of
+from ccg_gmx.backmap.system import BackmapSystem
+from ccg_gmx.errors import TrajectoryError
+from ccg_gmx.flow.train import hold_out_blocks
+from ccg_gmx.flow.training_state import OptimiserSettings, Progress, TrainingState
+from ccg_gmx.records import FloatArray, IntArray
+
+FIT_FRAMES = 2000
+"""Frames that whitening is fitted to, at most."""
+CHUNK = 64
+"""Frames whose features are computed at once."""
+MEMORY_BYTES = 2 << 30
+"""Of the features of all frames; beyond it frames are thinned."""
+
+
+class BackmapTraining(OptimiserSettings):
+    """Training of a backmapping flow."""
+
+    steps: int = Field(default=1500, ge=1, description="Optimiser steps, at most.")
+    batch: int = Field(default=64, ge=1, description="Frames per step, of all processes together.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Peak learning rate of AdamW.")
+    warm_up: int = Field(default=50, ge=0, description="Steps of linear rise to it.")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="Part of the surroundings hidden in each step.")
+    weight_decay: float = Field(default=1e-2, ge=0, description="Decoupled weight decay of AdamW.")
+    held_out_fraction: float = Field(default=0.15, ge=0, lt=1, description="Of each file, one block in time.")
+    held_out_every: int = Field(default=50, ge=1, description="Steps between looks at the held-out frames.")
+    patience: int = Field(default=6, ge=1, description="Looks without a better held-out likelihood before it ends.")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedBackmap:
+    """Outcome of a training.
+
+    Attributes:
+        losses: ``train`` and ``held_out``: mean of -ln q(y | beads) per placed atom, along the training.
+        held_out: ``[H]`` frames that were held out.
+        facts: numbers for people and files.
+    """
+
+    losses: dict[str, FloatArray]
+    held_out: IntArray
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Features and coordinates of some frames, by kind."""
+
+    sights: list[Sight]
+    values: list[Tensor]
+
+    @property
+    def frames(self) -> int:
+        return self.values[0].shape[-1]
+
+
+class _Loss(nn.Module):
+    """-ln q(y | beads) per placed atom, over the blocks inside their supports."""
+
+    def __init__(self, flow: BackmapFlow, view: SystemView) -> None:
+        super().__init__()
+        self.flow = flow
+        self.view = view
+        self.n_rows = view.system.placement.n_rows
+
+    def forward(self, seen: _Seen, chosen: slice, order: int, keep: Tensor | None = None) -> Tensor:
+        """Mean over the chosen frames."""
+        total = torch.zeros((), dtype=self.flow.dtype)
+        for kind, sight, values in zip(self.view.kinds, seen.sights, seen.values, strict=True):
+            own = values[..., chosen]
+            log_q = self.flow.log_prob_kind(own, sight.frames(chosen), kind, order, keep)
+            total = total - torch.where(torch.isfinite(log_q), log_q, 0.0).sum() / own.shape[-1]
+        return total / self.n_rows
+
+
+def train_backmap(
+    flow: BackmapFlow,
+    system: BackmapSystem,
+    positions: Tensor,
+    run: IntArray,
+    settings: BackmapTraining,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainedBackmap:
+    """Train a flow by maximum likelihood; it ends with its best held-out parameters, in float64.
+
+    Under torchrun every process computes a part of each batch, and gradients are averaged.
+
+    Args:
+        flow: trained in place, fresh.
+        system: of the frames.
+        positions: ``[T, N, 3]`` nm, relabelled.
+        run: ``[T]`` file of each frame.
+        settings: see there.
+        seed: of the held-out blocks and the batches.
+        checkpoint: training-state file to go on from, if it is there, and to write.
+        progress: called after every step.
+
+    Raises:
+        TrajectoryError: too few frames.
+        TrainingError: the loss is no number.
+        CheckpointError: the training state is of another training.
+    """
+    train, held_out = hold_out_blocks(run, settings.held_out_fraction, seed)
+    if len(train) < 2:
+        raise TrajectoryError(f"{len(positions)} frames to train on", expected="many more", remedy="give more frames")
+    view = flow.view(system)
+    train = np.random.default_rng(seed).permutation(train)
+    thinned = train[: _affordable(flow, system)]
+    flow.fit(positions[thinned[:FIT_FRAMES]], view)
+    dtype = torch.float32 if settings.single_precision else torch.float64
+    flow.to(dtype)
+    seen = _look(flow, view, positions, thinned, dtype)
+    kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype) if len(held_out) else None
+    digest = _digest(positions, settings, system)
+    state = TrainingState(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, ("train", "held_out"))
+    _run(_Loss(flow, view), seen, kept, state, settings, progress)
+    state.restore_best()
+    flow.to(torch.float64)
+    losses = state.result()
+    return TrainedBackmap(losses, held_out, _facts(losses, seen, view, state.step, len(thinned), len(held_out)))
+
+
+def _run(
+    loss: _Loss,
+    seen: _Seen,
+    kept: _Seen | None,
+    state: TrainingState,
+    settings: BackmapTraining,
+    progress: Progress | None,
+) -> None:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    module: Callable[..., Tensor] = DistributedDataParallel(loss, find_unused_parameters=True) if world > 1 else loss
+    if rank:
+        state.path = None  # one process writes the state, all have read it
+    share = max(1, settings.batch // world)
+
+    def evaluate() -> None:
+        if kept is not None:
+            with torch.no_grad():
+                parts = [
+                    (min(CHUNK, kept.frames - start), loss(kept, slice(start, start + CHUNK), 0))
+                    for start in range(0, kept.frames, CHUNK)
+                ]
+            value = sum(count * float(part) for count, part in parts) / kept.frames
+            state.losses["held_out"].append(value)
+            state.keep_if_best(value)
+
+    while state.step < settings.steps and not _patience_ended(state.losses["held_out"], settings.patience):
+        if state.step == 0:
+            evaluate()
+        start = int(torch.randint(max(1, seen.frames - share * world + 1), (), generator=state.generator))
+        order = int(torch.randint(2, (), generator=state.generator))
+        own = slice(start + rank * share, start + (rank + 1) * share)
+        if own.start >= seen.frames:
+            own = slice(max(0, seen.frames - share), seen.frames)
+        value = module(seen, own, order, _keep(settings.dropout, own.stop - own.start, state, loss.flow.dtype))
+        state.descend(value, train=value)
+        if state.step % settings.held_out_every == 0 or state.step == settings.steps:
+            evaluate()
+        state.finish_step(progress)
+
+
+def _keep(dropout: float, frames: int, state: TrainingState, dtype: torch.dtype) -> Tensor:
+    """Factors ``[F, T]`` of surroundings: a trajectory visits few of them, and would be known by them."""
+    shape = (features.N_SURROUNDINGS + features.N_PROPERTIES, frames)
+    kept = torch.rand(shape, generator=state.generator) >= dropout
+    kept[features.N_SURROUNDINGS :] = True
+    factor = torch.ones(shape, dtype=dtype)
+    factor[: features.N_SURROUNDINGS] /= 1.0 - dropout
+    return kept * factor
+
+
+def _patience_ended(held_out: list[float], patience: int) -> bool:
+    return len(held_out) > patience and int(np.argmin(held_out)) < len(held_out) - patience
+
+
+@torch.no_grad()
+def _look(flow: BackmapFlow, view: SystemView, positions: Tensor, frames: IntArray, dtype: torch.dtype) -> _Seen:
+    """Features and coordinates of frames, in pieces that fit the cache; computed in float64, kept in ``dtype``."""
+    sights: list[list[Sight]] = [[] for _ in view.kinds]
+    values: list[list[Tensor]] = [[] for _ in view.kinds]
+    for start in range(0, len(frames), CHUNK):
+        own = positions[frames[start : start + CHUNK]]
+        x = own.permute(2, 1, 0).contiguous()
+        y = view.system.placement.split(own)[0].T.contiguous()
+        near = features.surroundings(x, view)
+        for k, kind in enumerate(view.kinds):
+            sight = flow.look(x, near, view, kind)
+            sights[k].append(Sight(sight.white.to(dtype), sight.others.to(dtype)))
+            values[k].append(coordinates_of(y, kind).to(dtype))
+    return _Seen(
+        [Sight(torch.cat([s.white for s in part], -1), torch.cat([s.others for s in part], -1)) for part in sights],
+        [torch.cat(part, -1) for part in values],
+    )
+
+
+def _affordable(flow: BackmapFlow, system: BackmapSystem) -> int:
+    """Frames whose features fit the memory meant for them."""
+    numbers = sum(
+        len(table.blocks) * (3 * len(table.slots) + features.N_SURROUNDINGS + features.N_PROPERTIES)
+        + table.columns.size
+        for table in system.blocks.kinds
+    )
+    return max(2, MEMORY_BYTES // (4 * numbers))
+
+
+def _digest(positions: Tensor, settings: BackmapTraining, system: BackmapSystem) -> str:
+    digest = hashlib.sha256(positions.numpy().tobytes())
+    digest.update(" ".join(system.bead_names).encode())
+    return digest.hexdigest()
+
+
+def _facts(
+    losses: dict[str, FloatArray], seen: _Seen, view: SystemView, steps: int, n_train: int, n_held_out: int
+) -> dict[str, Any]:
+    held_out = losses["held_out"]
+    with torch.no_grad():
+        outside = total = 0
+        for kind, values in zip(view.kinds, seen.values, strict=True):
+            ends = torch.tensor([_ends(c) for c in kind.table.coordinates], dtype=values.dtype)[:, :, None, None]
+            inside = ((values > ends[:, 0]) & (values < ends[:, 1])).all(0)
+            outside, total = outside + int((~inside).sum()), total + inside.numel()
+    return {
+        "steps": steps,
+        "frames": n_train,
+        "held_out_frames": n_held_out,
+        "nll_per_atom_start": float(held_out[0]) if len(held_out) else None,
+        "nll_per_atom_held_out": float(held_out.min()) if len(held_out) else None,
+        "nll_per_atom_train": float(losses["train"][-20:].mean()) if len(losses["train"]) else None,
+        "blocks_outside_support": outside / max(total, 1),
+    }
+
+
+def _ends(coordinate: Any) -> tuple[float, float]:
+    from ccg_gmx.molecule.placement.transform import coordinate_ends
+
+    return coordinate_ends(coordinate)
