@@ -83,7 +83,7 @@ void checkAtoms(const Contract& contract, const InputLine& line) {
   }
 }
 
-void checkBias(const Contract& contract, const InputLine& line) {
+void checkBias(const Contract& contract) {
   if (contract.outputs.size() != 1) {
     disagree("outputs", number(contract.outputs.size(), "output"), "BIAS, which takes one");
   }
@@ -106,7 +106,7 @@ void checkContract(const Contract& contract, const InputLine& line) {
     checkUnit("output \"" + output.name + "\"", output.unit, line);
   }
   if (line.bias) {
-    checkBias(contract, line);
+    checkBias(contract);
   }
   if (contract.temperature > 0 && line.temperature > 0 && std::abs(contract.temperature - line.temperature) > 0.05) {
     disagree("temperature", show(contract.temperature, 6) + " K",

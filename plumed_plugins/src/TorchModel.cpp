@@ -79,7 +79,7 @@ TorchModel::TorchModel(const PLMD::ActionOptions& ao)
   if (!atoms.empty()) {
     requestAtoms(atoms, false);  // false: the dependencies on the arguments stay
   }
-  const InputLine line = inputLine(atoms, anyNames);
+  const InputLine given = inputLine(atoms, anyNames);
   checkRead();
   readModel(file);
   if (!model_.hasContract && bias_) {
@@ -88,7 +88,7 @@ TorchModel::TorchModel(const PLMD::ActionOptions& ao)
   }
   if (model_.hasContract) {
     try {
-      checkContract(model_.contract, line);
+      checkContract(model_.contract, given);
     } catch (const std::exception& problem) {
       error("model " + file + " does not fit, " + problem.what());
     }
@@ -116,7 +116,7 @@ void TorchModel::readModel(const std::string& file) {
 }
 
 InputLine TorchModel::inputLine(const std::vector<PLMD::AtomNumber>& atoms, bool anyNames) {
-  InputLine line;
+  InputLine given;
   for (unsigned i = 0; i < nArg_; ++i) {
     PLMD::Value* value = getPntrToArgument(i);
     if (value->getRank() != 0) {
@@ -128,18 +128,18 @@ InputLine TorchModel::inputLine(const std::vector<PLMD::AtomNumber>& atoms, bool
     if (quantity.periodic) {
       value->getDomain(quantity.low, quantity.high);
     }
-    line.arguments.push_back(quantity);
+    given.arguments.push_back(quantity);
   }
   for (const PLMD::AtomNumber& atom : atoms) {
-    line.serials.push_back(atom.serial());
+    given.serials.push_back(atom.serial());
   }
-  line.lengthUnit = getUnits().getLength();
-  line.energyUnit = getUnits().getEnergy();
-  line.timeUnit = getUnits().getTime();
-  line.temperature = getkBT() / getKBoltzmann();  // from TEMP, else from the engine, else 0
-  line.anyNames = anyNames;
-  line.bias = bias_;
-  return line;
+  given.lengthUnit = getUnits().getLength();
+  given.energyUnit = getUnits().getEnergy();
+  given.timeUnit = getUnits().getTime();
+  given.temperature = getkBT() / getKBoltzmann();  // from TEMP, else from the engine, else 0
+  given.anyNames = anyNames;
+  given.bias = bias_;
+  return given;
 }
 
 void TorchModel::addOutputs() {
@@ -149,14 +149,14 @@ void TorchModel::addOutputs() {
       error("output \"" + output.name + "\" has a name that PLUMED reserves for biases: add BIAS, or export the model "
             "with another name");
     }
-    const std::string name = bias_ ? "bias" : output.name;
-    addComponentWithDerivatives(name);
+    const std::string component = bias_ ? "bias" : output.name;
+    addComponentWithDerivatives(component);
     // A value has room for derivatives only once somebody asks for them; publish() writes them always.
-    getPntrToComponent(name)->resizeDerivatives(getNumberOfDerivatives());
+    getPntrToComponent(component)->resizeDerivatives(getNumberOfDerivatives());
     if (output.periodic) {
-      componentIsPeriodic(name, domainEnd(output.low), domainEnd(output.high));
+      componentIsPeriodic(component, domainEnd(output.low), domainEnd(output.high));
     } else {
-      componentIsNotPeriodic(name);
+      componentIsNotPeriodic(component);
     }
   }
   if (bias_) {

@@ -136,7 +136,6 @@ void TorchModel::apply() {
 }
 
 void TorchModel::calculateNumericalDerivatives(PLMD::ActionWithValue* a) {
-  std::vector<std::vector<double>> byArgument;
   if (nArg_ > 0) {
     ActionWithArguments::calculateNumericalDerivatives(a);
   }
@@ -144,6 +143,7 @@ void TorchModel::calculateNumericalDerivatives(PLMD::ActionWithValue* a) {
     return;
   }
   // The atoms' part clears all derivatives: keep those by the arguments.
+  std::vector<std::vector<double>> byArgument;
   for (unsigned k = 0; k < values_.size(); ++k) {
     byArgument.emplace_back();
     for (unsigned i = 0; i < nArg_; ++i) {
