@@ -203,10 +203,13 @@ class _Planner:
             bend = (a, p, t) if improper else (p, a, t)
             if self._bent(bend, *((child, p, a) for child in children)):
                 return a, t, improper
-        raise TopologyError(
-            f"no three placed atoms carry a torsion for {self.system.label(children[0])} on {self.system.label(p)}",
-            expected="three beads that are not on a line, and bent groups (no nitriles, no alkynes)",
-            remedy="choose more beads, or a reference structure in which the group is bent",
+        raise self._no_references(children[0], p)
+
+    def _no_references(self, atom: int, p: int) -> TopologyError:
+        return TopologyError(
+            f"no three placed atoms carry a torsion for {self.system.label(atom)} on {self.system.label(p)}",
+            expected="three beads that are not on a line",
+            remedy="choose more beads, or another reference structure",
         )
 
     def _candidates(self, p: int, bonded: Sequence[int], before: dict[int, int]) -> Iterator[tuple[int, int, bool]]:
@@ -215,8 +218,8 @@ class _Planner:
         yield from ((a, t, False) for a in bonded for t in self._placed(a, before) if t != p)
         near = self._near_beads(p)
         yield from ((a, t, False) for a in bonded for t in near if t != a)
-        if not bonded:
-            yield from ((a, t, False) for a, t in itertools.permutations(near, 2))
+        beyond = [t for a in bonded for t in self._placed(a, before) if t != p]  # straight groups: nitriles, alkynes
+        yield from ((a, t, False) for a, t in itertools.permutations([*beyond, *near], 2))
 
     def _is_rotor(self, p: int, a: int, children: Sequence[int]) -> bool:
         """Three identical terminal atoms on an atom with one other neighbour, the angle reference."""
@@ -242,9 +245,12 @@ class _Planner:
             if self.system.graph.masses[atom] > self.system.graph.masses[first]:
                 molecules[int(self.system.molecules[atom])] = atom
         for atom in molecules.values():
-            p, *others = self._nearest_in_space(atom, N_NEAR)
-            a, t, _ = self._branch_references(p, [atom], [], dict.fromkeys((p, *others), 0))
-            self._place(atom, (p, a, t), t, "primary")
+            near = self._nearest_in_space(atom, N_NEAR)
+            triples = (t for t in itertools.permutations(near, 3) if self._bent(t, (atom, *t[:2])))
+            references = next(triples, None)
+            if references is None:
+                raise self._no_references(atom, near[0])
+            self._place(atom, references, references[2], "primary")
 
     def _near_beads(self, atom: int) -> list[int]:
         """Nearest beads: along bonds, then in space; of equal distance the earlier residue first."""

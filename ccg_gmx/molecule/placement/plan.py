@@ -20,7 +20,7 @@ from ccg_gmx.molecule.bond_graph import BondGraph
 from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.molecule.mapping import BeadMapping
 from ccg_gmx.molecule.placement.order import Step, order_atoms
-from ccg_gmx.molecule.placement.supports import TorsionDecision, decide_torsion, describe, step_coordinates
+from ccg_gmx.molecule.placement.supports import TorsionDecision, decide_torsions, describe, step_coordinates
 from ccg_gmx.molecule.placement.system import BondedSystem, bonded_system, components
 from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.records import IntArray
@@ -153,9 +153,7 @@ def plan_system(system: BondedSystem, mapping: BeadMapping) -> Plan:
     inner, rotors = order_atoms(groups, roots, inside, system.graph)
     outer, outer_rotors = order_atoms(system, inside, range(len(system)), system.graph)
     steps, rotors = (*inner, *outer), (*rotors, *outer_rotors)
-    heads = {rotor[0] for rotor in rotors}
-    decisions = [decide_torsion(system, step, heads, groups) for step in inner]
-    decisions += [decide_torsion(system, step, heads) for step in outer]
+    decisions = decide_torsions(system, groups, inner, rotors) + decide_torsions(system, system, outer, rotors)
     rows = tuple(_row(system, step, decision) for step, decision in zip(steps, decisions, strict=True))
     triples = [step_coordinates(system, step, decision) for step, decision in zip(steps, decisions, strict=True)]
     coordinates = tuple(coordinate for part in zip(*triples, strict=True) for coordinate in part)

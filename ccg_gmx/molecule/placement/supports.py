@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+
+from ccg_gmx.molecule import nerf
 from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.molecule.placement.order import Step
 from ccg_gmx.molecule.placement.system import BondedSystem
@@ -19,6 +23,9 @@ from ccg_gmx.molecule.supports import PLANAR_OFFSET, PLANAR_TORSION, TETRAHEDRAL
 ROTOR_CENTRE = math.pi / 3.0
 """Middle of every rotor's third of the circle: a staggered methyl lies there, away from the seam."""
 
+AMIDE_TORSION = math.radians(90.0)
+"""As PLANAR_TORSION, for the bond of an amide, which is cis or trans even where the reference strains it."""
+
 ROTOR_PERIOD = 2.0 * math.pi / 3.0
 
 SENTENCES = {
@@ -26,8 +33,8 @@ SENTENCES = {
     "bridge": "bridges have both bond lengths as coordinates: rings, disulfides and stretches between beads close.",
     "handedness": "offsets on tetrahedral centres keep the sign they have in the reference (L, D, pro-R, pro-S).",
     "planar": "offsets on planar centres stay within 90 degrees of 180.",
-    "trans": "torsions between planar centres stay within 90 degrees of 180 (trans), as in the reference.",
-    "cis": "torsions between planar centres stay within 90 degrees of 0 (cis), as in the reference.",
+    "trans": "torsions between planar centres stay on the side of 180 degrees (trans), as in the reference.",
+    "cis": "torsions between planar centres stay on the side of 0 degrees (cis), as in the reference.",
     "rotor": "groups of three identical atoms keep their order; their mean torsion covers a third of the circle once.",
 }
 """What each decision assumes, after the number of times it was taken."""
@@ -58,21 +65,29 @@ class TorsionDecision:
 FREE = TorsionDecision("circle")
 
 
-def decide_torsion(
-    system: BondedSystem, step: Step, rotor_heads: set[int], walked: BondedSystem | None = None
-) -> TorsionDecision:
-    """Support of the torsion of one step.
+def decide_torsions(
+    full: BondedSystem, walked: BondedSystem, steps: Sequence[Step], rotors: Sequence[tuple[int, int, int]]
+) -> list[TorsionDecision]:
+    """Supports of the torsions of steps.
 
     Args:
-        system: all bonds, which say what kind of centre an atom is.
-        step: how the atom is placed.
-        rotor_heads: first atoms of rotors.
-        walked: the bonds and the reference that the step was planned with, if they are others (inside groups).
+        full: all bonds, which say what kind of centre an atom is.
+        walked: the bonds and the reference that the steps were planned with: the same, or those inside groups.
+        steps: how the atoms are placed.
+        rotors: three identical atoms each.
     """
-    full, walked = system, walked or system
+    atoms = np.array([(s.atom, s.parent, s.angle_ref, s.measured_from) for s in steps], dtype=np.int64).reshape(-1, 4)
+    points = torch.as_tensor(walked.reference.T)
+    values = nerf.dihedral(*(points[:, column] for column in torch.as_tensor(atoms).T)).tolist()
+    heads = {rotor[0] for rotor in rotors}
+    return [_decide(full, walked, step, value, heads) for step, value in zip(steps, values, strict=True)]
+
+
+def _decide(
+    full: BondedSystem, walked: BondedSystem, step: Step, value: float, rotor_heads: set[int]
+) -> TorsionDecision:
     if step.atom in rotor_heads:
         return TorsionDecision("rotor", ROTOR_CENTRE, ROTOR_PERIOD, "rotor")
-    value = walked.dihedral(step.atom, step.parent, step.angle_ref, step.measured_from)
     if step.role == "bridge":
         return _bridge(walked, full, step, value)
     if not walked.bonded(step.parent, step.angle_ref):
@@ -95,13 +110,23 @@ def _offset(system: BondedSystem, centre: int, value: float) -> TorsionDecision:
 
 
 def _bridge(walked: BondedSystem, full: BondedSystem, step: Step, value: float) -> TorsionDecision:
-    """A bridge is flat if it and the end that carries the torsion's reference are planar centres."""
-    ends = [end for end in (step.parent, step.angle_ref) if walked.bonded(end, step.torsion_ref)]
-    return _planar_torsion(full, (step.atom, *ends[:1]), value) if ends else FREE
+    """A bridge keeps its side of the line between its ends where the torsion along the bonds is flat.
+
+    The bonds' torsion is t - end - atom - other end, with the reference t bonded to that end: omega of a peptide bond.
+    It decides, not the torsion about the line, to which t can be so close that small deviations look large.
+    """
+    for end, other in ((step.parent, step.angle_ref), (step.angle_ref, step.parent)):
+        if walked.bonded(end, step.torsion_ref):
+            along = walked.dihedral(step.torsion_ref, end, step.atom, other)
+            side = math.pi if abs(value) > math.pi / 2 else 0.0
+            flat = _planar_torsion(full, (step.atom, end), along)
+            return replace(flat, centre=side) if flat.reason else FREE
+    return FREE
 
 
-def _planar_torsion(system: BondedSystem, centres: tuple[int, ...], value: float) -> TorsionDecision:
-    flat = min(abs(value), math.pi - abs(value)) < PLANAR_TORSION
+def _planar_torsion(system: BondedSystem, centres: tuple[int, int], value: float) -> TorsionDecision:
+    """A torsion between two planar centres keeps the side it has in the reference; any other is free."""
+    flat = min(abs(value), math.pi - abs(value)) < (AMIDE_TORSION if system.amide(*centres) else PLANAR_TORSION)
     if not flat or not all(system.trigonal(atom) for atom in centres):
         return FREE
     trans = abs(value) > math.pi / 2

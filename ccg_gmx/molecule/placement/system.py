@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,14 @@ class BondedSystem:
         """Whether an atom is a CH group of a united-atom force field: three neighbours, and no flat centre."""
         return self.graph.degree(atom) == 3 and UNITED_CH_AMU[0] < self.graph.masses[atom] < UNITED_CH_AMU[1]
 
+    def amide(self, one: int, other: int) -> bool:
+        """Whether two bonded atoms are the carbon and the nitrogen of an amide."""
+        masses = self.graph.masses
+        nitrogen, carbon = sorted((one, other), key=masses.__getitem__, reverse=True)
+        oxygens = (atom for atom in self.neighbours(carbon) if self.graph.degree(atom) == 1)
+        near = (abs(masses[nitrogen] - 14.007) < 0.1, abs(masses[carbon] - 12.011) < 0.1)
+        return all(near) and any(abs(masses[atom] - 15.999) < 0.1 for atom in oxygens)
+
     def handed_centres(self) -> IntArray:
         """Four atoms ``[n, 4]`` for each centre with different branches; a united CH stands for its own hydrogen."""
         centres = list(stereocentres(self.graph, STEREO_ROUNDS))
@@ -83,8 +92,7 @@ class BondedSystem:
     def collinear(self, a: int, b: int, c: int) -> bool:
         """Whether three atoms lie on a line in the reference, so that they carry no torsion."""
         u, v = self.reference[a] - self.reference[b], self.reference[c] - self.reference[b]
-        theta = np.arctan2(np.linalg.norm(np.cross(u, v)), u @ v)
-        return bool(min(theta, np.pi - theta) < COLLINEAR_RADIANS)
+        return bool((u @ v) ** 2 > math.cos(COLLINEAR_RADIANS) ** 2 * (u @ u) * (v @ v))
 
     def dihedral(self, a: int, b: int, c: int, d: int) -> float:
         """Dihedral a-b-c-d of the reference in radians."""
@@ -97,7 +105,7 @@ class BondedSystem:
     def local_label(self, atom: int, home: int) -> str:
         """An atom's name as seen from residue ``home``: ``CA``, ``-1:C``, ``+1:N``; ``*:SG`` for one further away."""
         offset = int(self.residues[atom]) - home
-        place = "" if offset == 0 else (f"{offset:+d}:" if abs(offset) <= 3 else "*:")
+        place = "" if offset == 0 else (f"{offset:+d}:" if abs(offset) <= 2 else "*:")
         return place + self.graph.names[atom]
 
 

@@ -314,12 +314,15 @@ def coordinate_ends(coordinate: Coordinate) -> tuple[float, float]:
 
 
 def _triangle(first: Tensor, second: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-    """Angle at the first end, and volume element, of bridges with two bonds over a span; volume 0 if out of reach."""
+    """Angle at the first end, and volume element, of bridges with two bonds over a span.
+
+    Out of reach the volume is 0, and the angle any that leaves the atom off the line, so that others can refer to it.
+    """
     cosine = (first**2 + span**2 - second**2) / (2.0 * first * span)
     reaches = (cosine.abs() < 1.0) & (first > 0.0) & (second > 0.0)
     inside = torch.where(reaches, cosine, torch.zeros_like(cosine))
-    flat = torch.where(cosine > 0.0, 0.0, math.pi).to(cosine.dtype)
-    theta = torch.where(reaches, torch.acos(inside), flat)
+    bent = torch.where(cosine > 0.0, math.pi / 6.0, math.pi * 5.0 / 6.0).to(cosine.dtype)
+    theta = torch.where(reaches, torch.acos(inside), bent)
     return theta, torch.where(reaches, first * second / span, torch.zeros_like(cosine))
 
 

@@ -1,0 +1,615 @@
+"""Placement on beads: exact inverse, exact volume element, beads hit, closure, handedness and labels by support."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from placement_systems import Atoms, cystine, merged, moved, placements, shipped, water
+from torch import Tensor
+
+from ccg_gmx.errors import TopologyError
+from ccg_gmx.molecule import nerf
+from ccg_gmx.molecule.placement.order import Step
+from ccg_gmx.molecule.placement.transform import Placement
+
+torch.set_num_threads(1)
+each_system = pytest.mark.parametrize("name", placements())
+
+
+def frames(placement: Placement, count: int, seed: int, noise_nm: float = 0.004) -> Tensor:
+    """Reference with noise on every atom, ``[count, N, 3]``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.as_tensor(placement.plan.system.reference)
+    return x + noise_nm * torch.randn(count, *x.shape, generator=generator, dtype=x.dtype)
+
+
+def draws(placement: Placement, count: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Beads of the reference and y around it: bonds and angles near it, torsions over a part of their supports."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.as_tensor(placement.plan.system.reference)[None]
+    x = placement.relabel(x).expand(count, -1, -1)
+    y = placement.split(x)[0]
+    kinds = [c.kind for c in placement.coordinates]
+    noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    width = torch.tensor([{"bond": 0.003, "angle": 0.05, "torsion": 0.0}[kind] for kind in kinds], dtype=y.dtype)
+    y = y + width * noise
+    torsions = 2 * placement.n_rows
+    centre = torch.tensor([c.centre for c in placement.coordinates[torsions:]], dtype=y.dtype)
+    half = torch.tensor([c.width / 2 for c in placement.coordinates[torsions:]], dtype=y.dtype)
+    u = 2 * torch.rand(count, placement.n_rows, generator=generator, dtype=y.dtype) - 1
+    y[:, torsions:] = centre + spread * half * u
+    return placement.bead_positions(x), y
+
+
+def bond_lengths(placement: Placement, x: Tensor) -> Tensor:
+    graph = placement.plan.system.graph
+    pairs = torch.tensor([(i, j) for i, around in enumerate(graph.neighbours) for j in around if i < j])
+    return (x[:, pairs[:, 0]] - x[:, pairs[:, 1]]).norm(dim=2)
+
+
+def rows_of(placement: Placement, residue: str, atom: str) -> list[int]:
+    return [k for k, row in enumerate(placement.plan.rows) if row.key.startswith(f"{residue} {atom} ")]
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@each_system
+def test_every_atom_is_placed_once_after_its_references(name):
+    plan = placements()[name].plan
+    for rows, known in ((plan.rows[: plan.n_inner], plan.roots.tolist()), (plan.rows[plan.n_inner :], None)):
+        if known is None:
+            known = [atom for atoms in plan.mapping.atoms for atom in atoms]
+        level = dict.fromkeys(known, 0)
+        for row in rows:
+            references = (row.parent, row.angle_ref, row.torsion_ref)
+            assert row.atom not in level
+            assert len({row.atom, *references}) == 4
+            assert row.level == 1 + max(level[atom] for atom in references)
+            if row.role == "bridge":
+                assert plan.system.bonded(row.atom, row.angle_ref)
+            level[row.atom] = row.level
+    assert sorted([*plan.roots, *(row.atom for row in plan.rows)]) == list(range(len(plan.system)))
+
+
+@each_system
+def test_counts_and_coordinates(name):
+    placement = placements()[name]
+    assert placement.n_y == 3 * (placement.n_atoms - placement.n_beads) == len(placement.coordinates)
+    n = placement.n_rows
+    for k, row in enumerate(placement.plan.rows):
+        bond, second, torsion = (placement.coordinates[k + part * n] for part in range(3))
+        assert (bond.kind, torsion.kind) == ("bond", "torsion")
+        assert second.kind == ("bond" if row.role == "bridge" else "angle")
+    assert sum(level.size for level in placement.levels) == n
+
+
+def test_no_bond_is_left_open_on_atom_beads_of_proteins():
+    for name in ("chignolin, backbone", "chignolin, C-alpha", "cystine, backbone", "cystine, C-alpha and ends"):
+        assert placements()[name].plan.open_bonds == ()
+
+
+def test_the_peptide_bond_between_c_alpha_beads_is_a_bridge():
+    plan = placements()["chignolin, C-alpha"].plan
+    keys = set(plan.keys)
+    assert "ASP C primary CA +1:CA -1:CA -1:CA circle" in keys
+    assert "ASP N bridge CA -1:C -1:CA -1:CA window+0" in keys
+    assert "TYR CB offset CA C N N window+90" in keys
+    assert "TYR O offset C CA +1:N +1:N window+180" in keys
+
+
+def test_equal_residues_have_equal_keys_and_levels():
+    """Both glycines inside chains of different length, and every residue of two equal molecules."""
+    pair = merged(shipped("chignolin"), moved(shipped("chignolin"), [3.0, 1.0, 2.0]))
+    double = pair.at(pair.find("CA")).plan
+    half = len(double.system) // 2
+    first = sorted((row.atom, row.key, row.level) for row in double.rows if row.atom < half)
+    second = sorted((row.atom - half, row.key, row.level) for row in double.rows if row.atom >= half)
+    assert first == second
+    assert set(double.keys) == set(placements()["chignolin, C-alpha"].plan.keys)
+
+
+def test_the_order_of_atoms_in_the_file_does_not_matter():
+    system = shipped("chignolin")
+    order = np.random.default_rng(0).permutation(len(system))
+    order = order[np.argsort(system.residue_ids[order], kind="stable")]
+    place = np.argsort(order)
+    shuffled = Atoms(
+        tuple(system.names[k] for k in order),
+        tuple(system.residue_names[k] for k in order),
+        system.residue_ids[order],
+        system.masses[order],
+        place[system.bonds],
+        system.positions[order],
+    )
+    plan = shuffled.at(shuffled.find("CA")).plan
+    assert sorted(row.key for row in plan.rows) == sorted(
+        row.key for row in placements()["chignolin, C-alpha"].plan.rows
+    )
+
+
+def chain(length: int) -> Atoms:
+    """ACE-ALA_n-NME put together from copies of one alanine."""
+    unit = shipped("alanine_dipeptide")
+    ala = unit.residue(2)
+    step = unit.positions[unit.find("N")[1]] - unit.positions[unit.find("N")[0]]
+    names = tuple(unit.names[a] for a in ala)
+    inner = [(ala.index(i), ala.index(j)) for i, j in unit.bonds.tolist() if i in ala and j in ala]
+    n, c, size = names.index("N"), names.index("C"), len(ala)
+    bonds = [(i + k * size, j + k * size) for k in range(length) for i, j in inner]
+    bonds += [(c + k * size, n + (k + 1) * size) for k in range(length - 1)]
+    wobble = np.random.default_rng(1).normal(size=(length, 1, 3)) * 0.03  # else all C-alpha lie on one line
+    positions = unit.positions[ala] + np.arange(length)[:, None, None] * step + wobble
+    return Atoms(
+        names * length,
+        ("ALA",) * (size * length),
+        np.repeat(np.arange(length), size),
+        np.tile(unit.masses[ala], length),
+        np.array(bonds),
+        positions.reshape(-1, 3),
+    )
+
+
+def test_levels_and_keys_do_not_grow_with_the_length_of_a_chain():
+    short, long = (chain(n) for n in (8, 60))
+    one, other = (c.at(c.find("CA")) for c in (short, long))
+    assert len(one.levels) == len(other.levels) <= 6
+    references = [{row.key.rsplit(" ", 1)[0] for row in p.plan.rows} for p in (one, other)]  # shapes are made up
+    assert references[0] == references[1]
+
+
+# --- the bijection ---------------------------------------------------------------------------------------------------
+
+
+@each_system
+def test_round_trip_from_positions(name):
+    placement = placements()[name]
+    x = frames(placement, 20, 1)
+    y, log_volume = placement.split(x)
+    beads = placement.bead_positions(x)
+    back, again = placement.join(beads, y)
+    assert (back - x).abs().max() < 1e-12
+    assert (log_volume - again).abs().max() < 1e-10
+    assert placement.in_support(placement.split(placement.relabel(x))[0]).all()
+
+
+@each_system
+def test_round_trip_from_draws(name):
+    placement = placements()[name]
+    beads, y = draws(placement, 50, 2)
+    x, log_volume = placement.join(beads, y)
+    reached = torch.isfinite(log_volume)
+    assert torch.isfinite(x).all()
+    assert reached.any()
+    again, volume = placement.split(x[reached])
+    n = placement.n_rows
+    assert (again[:, : 2 * n] - y[reached, : 2 * n]).abs().max() < 1e-8
+    assert nerf.wrap(again[:, 2 * n :] - y[reached, 2 * n :], 0.0).abs().max() < 1e-8
+    assert (volume - log_volume[reached]).abs().max() < 1e-8
+    assert placement.in_support(y).all()
+
+
+@each_system
+def test_beads_are_hit(name):
+    placement = placements()[name]
+    beads, y = draws(placement, 20, 3)
+    x, _ = placement.join(beads, y)
+    exact = placement.plan.mapping.kind == "atom"
+    if exact:
+        assert torch.equal(x[:, placement.plan.mapping.bead_atoms], beads)
+    assert (placement.bead_positions(x) - beads).abs().max() < (1e-300 if exact else 1e-13)
+    mapped = placement.plan.mapping.map_positions(x.numpy())
+    assert np.abs(mapped - beads.numpy()).max() < 1e-12
+
+
+@each_system
+def test_frames_are_independent_of_each_other(name):
+    placement = placements()[name]
+    beads, y = draws(placement, 5, 4)
+    whole = placement.join(beads, y)[0]
+    alone = torch.cat([placement.join(beads[k : k + 1], y[k : k + 1])[0] for k in range(5)])
+    assert (whole - alone).abs().max() < 1e-12
+
+
+def test_levels_by_hand_are_join():
+    placement = placements()["chignolin, C-alpha"]
+    x = frames(placement, 3, 5)
+    y, _ = placement.split(x)
+    values = y.T.reshape(3, placement.n_rows, 3)
+    points = placement.seed(placement.bead_positions(x))
+    total = torch.zeros(3, dtype=x.dtype)
+    for k, level in enumerate(placement.levels):
+        placed = points.shape[1]
+        for row in placement.plan.rows[level.rows]:  # every reference is there before it is needed
+            assert max(placement.point_of_atom[[row.parent, row.angle_ref, row.torsion_ref]]) < placed
+        points, term = placement.grow(points, k, values[:, level.rows])
+        total = total + term
+    assert torch.equal(placement.positions(points), placement.join(placement.bead_positions(x), y)[0])
+    assert torch.equal(total, placement.join(placement.bead_positions(x), y)[1])
+
+
+def test_single_precision_and_gradients():
+    placement = placements()["butane, three beads"]
+    assert any(row.role == "bridge" for row in placement.plan.rows)
+    x = frames(placement, 2, 6, 0.002)
+    y, _ = placement.split(x)
+    beads = placement.bead_positions(x)
+    single, log_volume = placement.join(beads.float(), y.float())
+    assert single.dtype == log_volume.dtype == torch.float32
+    assert (single.double() - x).abs().max() < 1e-4
+    inputs = (beads[:1].requires_grad_(), y[:1].detach().requires_grad_())
+    assert torch.autograd.gradcheck(placement.join, inputs, eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(placement.split, (x[:1].requires_grad_(),), eps=1e-7, atol=1e-4)
+
+
+# --- the volume element ----------------------------------------------------------------------------------------------
+
+
+def log_determinant(placement: Placement, beads: Tensor, y: Tensor) -> float:
+    """ln |det| of the whole 3N x 3N Jacobian of (beads, y) -> positions at one frame, by forward autograd."""
+    inputs = torch.cat((beads.flatten(), y))
+
+    def positions(q: Tensor) -> Tensor:
+        return placement.join(q[:, : beads.numel()].reshape(-1, *beads.shape), q[:, beads.numel() :])[0]
+
+    one_each = torch.eye(len(inputs), dtype=y.dtype)
+    columns = torch.func.jvp(positions, (inputs.repeat(len(inputs), 1),), (one_each,))[1]
+    return float(torch.linalg.slogdet(columns.reshape(len(inputs), -1)).logabsdet)
+
+
+@each_system
+def test_log_jacobian_is_the_autograd_determinant(name):
+    placement = placements()[name]
+    for x in (frames(placement, 1, 7), frames(placement, 1, 8, 0.01)):
+        y, log_volume = placement.split(x)
+        exact = log_determinant(placement, placement.bead_positions(x)[0], y[0])
+        assert log_volume.item() == pytest.approx(exact, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["alanine", "cystine, C-alpha and ends", "several molecules"])
+def test_log_jacobian_is_the_determinant_of_the_rest_at_given_beads(name):
+    placement = placements()[name]
+    x = frames(placement, 1, 9)
+    y, log_volume = placement.split(x)
+    beads = placement.bead_positions(x)
+    rest = torch.tensor([row.atom for row in placement.plan.rows])
+    jacobian = torch.autograd.functional.jacobian(lambda v: placement.join(beads, v[None])[0][0, rest].flatten(), y[0])
+    assert log_volume.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-9)
+
+
+def test_completion_of_centres_has_determinant_one():
+    """ln|J| of centre beads is the sum over rows alone, whatever the weights: b^2 sin(angle), or r1 r2 / d."""
+    placement = placements()["chignolin, residue centres of mass"]
+    x = frames(placement, 2, 10)
+    y, log_volume = placement.split(x)
+    bond, second, _ = y.reshape(2, 3, -1).unbind(1)
+    total = torch.zeros(2, dtype=y.dtype)
+    for k, row in enumerate(placement.plan.rows):
+        if row.role == "bridge":
+            span = (x[:, row.parent] - x[:, row.angle_ref]).norm(dim=1)
+            total += torch.log(bond[:, k] * second[:, k] / span)
+        else:
+            total += torch.log(bond[:, k] ** 2 * torch.sin(second[:, k]))
+    assert (total - log_volume).abs().max() < 1e-9
+    assert placement.plan.n_inner == placement.n_rows
+
+
+# --- rings and bridges -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["chignolin, backbone", "chignolin, C-alpha", "cystine, C-alpha and ends", "cyclohexane"]
+)
+def test_every_bond_of_a_draw_is_a_coordinate_or_given(name):
+    """Rings, peptide bonds between C-alpha beads and disulfides close in every draw that is not thrown away."""
+    placement = placements()[name]
+    beads, y = draws(placement, 400, 11, spread=0.15)
+    n = placement.n_rows
+    centred = placement.split(placement.relabel(frames(placement, 1, 0, 0.0)))[0]
+    y[:, 2 * n :] = y[:, 2 * n :] - y[:, 2 * n :].mean(0) + centred[:, 2 * n :]
+    x, log_volume = placement.join(beads, y)
+    x = x[torch.isfinite(log_volume)]
+    assert len(x) > 40
+    reference = bond_lengths(placement, frames(placement, 1, 0, 0.0))
+    assert (bond_lengths(placement, x) - reference).abs().max() < 6 * 0.003
+
+
+def test_aromatic_rings_and_proline_are_closed_by_bridges():
+    placement = placements()["chignolin, backbone"]
+    system = placement.plan.system
+    role = {row.atom: row.role for row in placement.plan.rows}
+    assert len(system.small_ring_bonds) == 6 + 10 + 5  # TYR, TRP (nine atoms, one shared bond), PRO
+    assert list(role.values()).count("bridge") == 4  # one for each ring
+    supports = {
+        row.atom: placement.coordinates[2 * placement.n_rows + k].support for k, row in enumerate(placement.plan.rows)
+    }
+    aromatic = [a for a, row in role.items() if system.residue_names[a] in ("TYR", "TRP") and row == "bridge"]
+    assert all(supports[atom] == "window" for atom in aromatic)
+
+
+def test_aromatic_rings_are_flat_in_the_middle_of_their_supports():
+    placement = placements()["chignolin, backbone"]
+    beads, y = draws(placement, 1, 0, spread=0.0)
+    system = placement.plan.system
+    flat = placement.split(frames(placement, 1, 0, 0.0))[0]
+    windows = torch.tensor([c.support == "window" and c.centre in (0.0, math.pi) for c in placement.coordinates])
+    x, log_volume = placement.join(beads, torch.where(windows, y, flat))
+    assert torch.isfinite(log_volume).all()
+    for residue in ("TYR", "TRP"):
+        ring = sorted({a for pair in system.small_ring_bonds for a in pair if system.residue_names[a] == residue})
+        centred = x[0, ring] - x[0, ring].mean(0)
+        assert torch.linalg.svdvals(centred)[-1] < 1e-3  # nm; out of the plane
+
+
+def test_a_bridge_out_of_reach_has_no_volume():
+    placement = placements()["cystine, C-alpha and ends"]
+    x = frames(placement, 2, 12, 0.002)
+    y, _ = placement.split(x)
+    row = next(k for k, row in enumerate(placement.plan.rows) if row.role == "bridge")
+    y = y.clone()
+    y[0, row], y[0, placement.n_rows + row] = 0.05, 0.05
+    y.requires_grad_()
+    again, log_volume = placement.join(placement.bead_positions(x), y)
+    assert log_volume[0] == -math.inf
+    assert torch.isfinite(log_volume[1])
+    assert torch.isfinite(again).all()
+    log_volume[1].backward(retain_graph=True)
+    assert torch.isfinite(y.grad).all()
+    y.grad = None
+    again.sum().backward()
+    assert torch.isfinite(y.grad).all()
+
+
+def test_a_disulfide_is_reached_from_both_sides():
+    placement = placements()["cystine, backbone"]
+    first, second = (placement.plan.rows[k] for k in sorted(rows_of(placement, "CYS", "SG")))
+    assert first.key == "CYS SG primary CB *:CB CA CA circle"
+    assert second.key == "CYS SG bridge CB *:SG CA CA circle"
+    assert placement.plan.system.bonded(first.atom, second.atom)
+
+
+# --- supports --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alanine", "tripeptide", "chignolin, backbone", "cystine, backbone"])
+def test_handedness_is_carried_by_the_supports(name):
+    """Torsions anywhere within a sixth of their supports' ends: no stereocentre turns over."""
+    placement = placements()[name]
+    beads, y = draws(placement, 10_000 if name == "chignolin, backbone" else 1000, 13, spread=0.66)
+    x, log_volume = placement.join(beads, y)
+    x = x[torch.isfinite(log_volume)]
+    assert len(x) > 20
+    assert placement.chirality_errors(frames(placement, 5, 0)).max() == 0
+    assert placement.chirality_errors(x).max() == 0
+
+
+def test_handedness_on_c_alpha_beads_is_that_of_the_reference_wherever_n_and_c_are():
+    placement = placements()["chignolin, C-alpha"]
+    beads, y = draws(placement, 1000, 13, spread=0.999)
+    x, _ = placement.join(beads, y)
+    names, n_found = placement.plan.system.graph.names, 0
+    for row in placement.plan.rows:
+        if names[row.atom] == "CB":
+            ends = (row.angle_ref, row.torsion_ref, row.atom)
+            assert {names[atom] for atom in ends} == {"N", "C", "CB"}
+            c, n, cb = (x[:, atom] - x[:, row.parent] for atom in ends)
+            volume = (torch.linalg.cross(c, n) * cb).sum(1)
+            assert (volume > 0).all() or (volume < 0).all()
+            reference = placement.plan.system.reference
+            c, n, cb = (reference[atom] - reference[row.parent] for atom in ends)
+            assert np.sign(np.cross(c, n) @ cb) == volume[0].sign()
+            n_found += 1
+    assert n_found == 7
+
+
+def test_a_mirror_image_is_outside_and_counted():
+    placement = placements()["chignolin, backbone"]
+    mirrored = frames(placement, 3, 14) * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    assert (placement.chirality_errors(mirrored) == len(placement.plan.system.handed_centres())).all()
+    y, _ = placement.split(mirrored)
+    assert not placement.in_support(y).any()
+    assert (placement.join(placement.bead_positions(mirrored), y)[0] - mirrored).abs().max() < 1e-12
+
+
+def test_a_united_ch_keeps_its_handedness():
+    system = shipped("alanine_dipeptide")
+    ha = system.find("HA")[0]
+    keep = [atom for atom in range(len(system)) if atom != ha]
+    place = {atom: k for k, atom in enumerate(keep)}
+    masses = system.masses.copy()
+    masses[system.find("CA")[0]] = 13.019
+    bonds = np.array([[place[i], place[j]] for i, j in system.bonds.tolist() if ha not in (i, j)])
+    names, residues = (tuple(t[a] for a in keep) for t in (system.names, system.residue_names))
+    united = Atoms(names, residues, system.residue_ids[keep], masses[keep], bonds, system.positions[keep])
+    placement = united.at(united.find("N", "CA", "C"))
+    (cb,) = rows_of(placement, "ALA", "CB")
+    assert placement.coordinates[2 * placement.n_rows + cb].support == "window"
+    assert len(placement.plan.system.handed_centres()) == 1
+    mirrored = frames(placement, 2, 1) * torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+    assert (placement.chirality_errors(mirrored) == 1).all()
+
+
+@pytest.mark.parametrize(("name", "residue"), [("glycine", "GLY"), ("chignolin, C-alpha", "GLY")])
+def test_the_two_hydrogens_of_ch2_are_told_apart_by_sign(name, residue):
+    placement = placements()[name]
+    x = frames(placement, 4, 15)
+    for first, second in zip(*(rows_of(placement, residue, atom) for atom in ("HA1", "HA2")), strict=True):
+        swapped = x.clone()
+        atoms = [placement.plan.rows[k].atom for k in (first, second)]
+        swapped[:, atoms] = x[:, atoms[::-1]]
+        assert placement.in_support(placement.split(placement.relabel(x))[0]).all()
+        assert not placement.in_support(placement.split(placement.relabel(swapped))[0]).any()
+
+
+def test_peptide_bonds_between_c_alpha_beads_keep_trans():
+    placement = placements()["chignolin, C-alpha"]
+    beads, y = draws(placement, 2000, 16, spread=0.999)
+    x, log_volume = placement.join(beads, y)
+    system, graph = placement.plan.system, placement.plan.system.graph
+    bridges = [row for row in placement.plan.rows if row.role == "bridge" and graph.names[row.atom] == "N"]
+    assert len(bridges) == 9
+    points = x[torch.isfinite(log_volume)].permute(2, 1, 0)
+    assert points.shape[2] > 50
+    for row in bridges:
+        omega = nerf.dihedral(*(points[:, [a]] for a in (row.torsion_ref, row.angle_ref, row.atom, row.parent)))
+        assert abs(system.dihedral(row.torsion_ref, row.angle_ref, row.atom, row.parent)) > math.radians(90)
+        assert omega.abs().min() > math.radians(90)
+
+
+def test_rotors_share_one_third_of_the_circle():
+    placement = placements()["chignolin, backbone"]
+    rotors = placement.plan.rotors
+    names = [{placement.plan.system.graph.names[atom] for atom in rotor} for rotor in rotors]
+    assert names.count({"H1", "H2", "H3"}) == 1
+    assert names.count({"HG21", "HG22", "HG23"}) == 2
+    assert len(rotors) == 3
+    x = frames(placement, 30, 17)
+    turned = x.clone()
+    for rotor in rotors:
+        turned[:, list(rotor)] = x[:, [rotor[1], rotor[2], rotor[0]]]
+    assert not placement.in_support(placement.split(turned)[0]).any()
+    assert torch.equal(placement.relabel(turned), placement.relabel(x))
+    assert placement.in_support(placement.split(placement.relabel(turned))[0]).all()
+
+
+def test_supports_are_described():
+    text = " ".join(placements()["chignolin, C-alpha"].describe_supports())
+    for words in ("bridges", "tetrahedral", "planar", "trans", "three identical"):
+        assert words in text
+
+
+# --- any graph -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def systems(draw: st.DrawFn) -> tuple[Atoms, list[int]]:
+    """Random trees with extra bonds (rings of any size), a few molecules, on a jittered lattice; random beads."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
+    sizes += [4] if sum(sizes) < 8 else []
+    bonds, start = [], 0
+    for size in sizes:
+        bonds += [(start + int(rng.integers(max(0, k - 4), k)), start + k) for k in range(1, size)]
+        for _ in range(draw(st.integers(0, 3)) if size > 4 else 0):
+            bonds.append(tuple(start + rng.choice(size, 2, replace=False)))
+        start += size
+    cells = rng.permutation(64)[:start] if start <= 64 else rng.permutation(start)
+    lattice = np.stack(np.unravel_index(cells, (4, 4, 4)), axis=1)
+    positions = 0.3 * lattice + rng.uniform(-0.1, 0.1, size=(start, 3))
+    masses = rng.choice([1.008, 12.011, 14.007], size=start)
+    residues = np.arange(start) // 5
+    system = Atoms(
+        tuple(f"A{k % 5}" for k in range(start)),
+        ("RES",) * start,
+        residues,
+        masses,
+        np.array(bonds, dtype=int).reshape(-1, 2),
+        positions,
+    )
+    count = draw(st.integers(4, max(4, start // 2)))
+    return system, sorted(rng.choice(start, count, replace=False).tolist())
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=systems())
+def test_any_graph_comes_back(case):
+    system, beads = case
+    placement = system.at(beads)
+    x = torch.as_tensor(system.positions)[None]
+    y, log_volume = placement.split(x)
+    back, again = placement.join(placement.bead_positions(x), y)
+    assert (back - x).abs().max() < 1e-7  # atoms near a line amplify rounding
+    assert again.item() == pytest.approx(log_volume.item(), abs=1e-6)
+    exact = log_determinant(placement, placement.bead_positions(x)[0], y[0])
+    assert log_volume.item() == pytest.approx(exact, abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=systems(), seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["com", "cog"]))
+def test_any_groups_come_back(case, seed, kind):
+    system, _ = case
+    order = np.random.default_rng(seed).permutation(len(system)).tolist()
+    groups = [order[k::5] for k in range(4)]  # a fifth of the atoms is in no group
+    placement = system.on(system.groups(groups, kind))
+    x = torch.as_tensor(system.positions)[None]
+    y, log_volume = placement.split(x)
+    beads = placement.bead_positions(x)
+    back, _ = placement.join(beads, y)
+    assert (back - x).abs().max() < 1e-7
+    assert (placement.bead_positions(back) - beads).abs().max() < 1e-7
+    assert log_volume.item() == pytest.approx(log_determinant(placement, beads[0], y[0]), abs=1e-5)
+
+
+def test_straight_groups_are_placed_from_further_away():
+    """A nitrile: C and N on one line with the carbon that carries them."""
+    positions = np.array([[0, 0, 0], [0.15, 0, 0], [0.2, 0.14, 0], [0.35, 0.14, 0.02], [0.4, 0.27, 0.05]])
+    nitrogen = positions[4] + 0.8 * (positions[4] - positions[3])
+    bonds = np.array([(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)])
+    masses = np.array([12.011] * 5 + [14.007])
+    system = Atoms(tuple("ABCDEN"), ("NIT",) * 6, np.ones(6), masses, bonds, np.vstack((positions, nitrogen)))
+    placement = system.at([0, 1, 2, 3])
+    x = frames(placement, 10, 3, 1e-4)
+    y, log_volume = placement.split(x)
+    assert (placement.join(placement.bead_positions(x), y)[0] - x).abs().max() < 1e-12
+    assert torch.isfinite(log_volume).all()
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_two_beads_are_refused():
+    with pytest.raises(TopologyError, match=r"2 beads.*at least three"):
+        shipped("n_butane").at([0, 3])
+
+
+def test_beads_on_a_line_are_refused():
+    line = Atoms(("A",) * 4, ("X",) * 4, np.ones(4), np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), np.eye(4, 3) * 0.0)
+    positions = np.array([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [0.3, 0.0, 0]])
+    with pytest.raises(TopologyError, match="no three placed atoms"):
+        Atoms(*(list(vars(line).values())[:-1]), positions).at([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"residue_names": ("ALA",)}, "1 residue names"),
+        ({"positions": np.zeros((3, 3))}, r"reference structure of shape \(3, 3\)"),
+        ({"positions": np.full((22, 3), np.nan)}, "finite"),
+        ({"bonds": np.array([[0, 22]])}, "a bond between atoms 1 .. 23"),
+    ],
+)
+def test_inputs_that_do_not_belong_together_are_refused(change, message):
+    system = Atoms(**(vars(shipped("alanine_dipeptide")) | change))
+    with pytest.raises(TopologyError, match=message) as error:
+        system.at([4, 6, 8])
+    assert error.value.expected
+    assert error.value.remedy
+
+
+def test_mappings_of_other_systems_are_refused():
+    mapping = shipped("alanine_dipeptide").groups([[0], [4], [8]], "com")
+    with pytest.raises(TopologyError, match="beads for 22 atoms in a system of 14"):
+        shipped("n_butane").on(mapping)
+
+
+def test_shapes_are_checked():
+    placement = placements()["alanine"]
+    with pytest.raises(ValueError, match="y of shape"):
+        placement.join(torch.zeros(1, 5, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="positions of shape"):
+        placement.split(torch.zeros(1, 21, 3))
+    with pytest.raises(ValueError, match="beads of shape"):
+        placement.join(torch.zeros(1, 4, 3), torch.zeros(1, placement.n_y))
+
+
+def test_molecules_without_beads_stand_on_the_nearest_beads():
+    system = merged(shipped("n_butane"), water([2.9, 3.1, 3.4]))
+    rows = {row.atom: row for row in system.at([0, 1, 2, 3]).plan.rows}
+    assert isinstance(rows[14], Step)
+    assert {rows[14].parent, rows[14].angle_ref, rows[14].torsion_ref} <= {0, 1, 2, 3}
+    assert rows[15].parent == rows[16].parent == 14
+    assert "*:" not in rows[15].key.split()[3]
+    assert len(cystine()) == 44
