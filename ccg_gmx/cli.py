@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ccg_gmx import __version__
+from ccg_gmx.commands.backmap import backmap
 from ccg_gmx.commands.bench import bench
 from ccg_gmx.commands.check import check
 from ccg_gmx.commands.cv import cv
@@ -191,7 +192,7 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-for _group in (bench, check, cv, export, fes, map_command, plumed, tables):
+for _group in (backmap, bench, check, cv, export, fes, map_command, plumed, tables):
     main.add_command(_group)
 
 if __name__ == "__main__":

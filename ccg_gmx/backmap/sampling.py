@@ -51,14 +51,16 @@ class Sampler:
             self._filler = system.placement.split(system.placement.relabel(reference))[0]
 
     def _turn(self, stage: int) -> tuple[list[tuple[KindView, np.ndarray]], Turn, np.ndarray]:
-        """Kinds with their blocks of a pass, the blocks in the order of their residues, and their rows in y."""
+        """Kinds with their blocks of a pass, the blocks in the order in which they are taken, and their numbers."""
         kinds, entries = [], []
         for kind in self.view.kinds:
             members = np.flatnonzero(kind.table.stage[0] == stage)
             if len(members):
                 kinds.append((kind, members))
                 entries += [(int(kind.table.blocks[k]), kind.table.atoms[k], kind.table.frames[k, 0]) for k in members]
-        entries.sort(key=lambda entry: entry[0])
+        # Single atoms stand where the beads put them; of the rest the bulky ones need room first.
+        entries.sort(key=lambda entry: (0 if len(entry[1]) == 1 else -len(entry[1]), entry[0]))
+        entries.sort(key=lambda entry: len(entry[1]) > 1)
         start = np.cumsum([0, *(len(atoms) for _, atoms, _ in entries)]).astype(np.int64)
         atoms = np.concatenate([atoms for _, atoms, _ in entries])
         blocks = np.array([block for block, _, _ in entries], dtype=np.int64)

@@ -1,0 +1,246 @@
+"""What ``ccg backmap`` does, from files to files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
+from ccg_gmx.backmap.data import read_fine, read_source
+from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
+from ccg_gmx.backmap.system import BackmapSystem, bead_names, make_system, relabelled
+from ccg_gmx.backmap.train import BackmapTraining, train_backmap
+from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
+from ccg_gmx.molecule.energy import ForceField
+from ccg_gmx.molecule.structure import read_structure
+from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
+from ccg_gmx.records import FloatArray
+from ccg_gmx.units import thermal_energy
+
+HELD_OUT_FRAMES = 2000
+"""Held-out frames kept beside the model for its score card, at most."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train on.
+
+    Attributes:
+        topology: .tpr or .psf.
+        trajectories: fine frames.
+        beads: choice of beads.
+        out: model file to write.
+        structure: reference structure; None for the first frame.
+        stride: every so-manyth frame.
+        start_ps: leave out frames before.
+        model: shape of the flow.
+        training: settings.
+        seed: of the held-out blocks and batches.
+    """
+
+    topology: Path
+    trajectories: tuple[Path, ...]
+    beads: str
+    out: Path
+    structure: Path | None = None
+    stride: int = 1
+    start_ps: float = 0.0
+    model: BackmapSettings = field(default_factory=BackmapSettings)
+    training: BackmapTraining = field(default_factory=BackmapTraining)
+    seed: int = 0
+
+
+def train_from_files(request: TrainRequest, progress: Any = None, say: Any = None) -> dict[str, Any]:
+    """Train a model; write it, its held-out frames and, while it trains, the state it goes on from.
+
+    Args:
+        request: what to train on.
+        progress: called as ``progress(step, steps, message)``.
+        say: called with lines for people.
+
+    Returns:
+        Facts of the training.
+    """
+    names, say = bead_names(request.beads), say or (lambda line: None)
+    source = read_source(request.topology)
+    if source.note:
+        say(source.note)
+    fine = read_fine(source, request.trajectories, request.stride, request.start_ps)
+    reference = fine.positions[0] if request.structure is None else _structure(request.structure, source.kept, source)
+    system = make_system(source.atoms, names, reference)
+    say(system.describe())
+    flow = BackmapFlow.of_system(system, request.model)
+    frames = relabelled(system, fine.positions)
+    _check_chirality(system, frames)
+    state = request.out.with_name(f"{request.out.stem}.training.pt")
+    with distributed():
+        trained = train_backmap(
+            flow,
+            system,
+            frames,
+            fine.run,
+            request.training,
+            request.seed,
+            checkpoint=state,
+            progress=progress,
+        )
+        facts = {
+            **trained.facts,
+            "topology": str(request.topology),
+            "trajectories": [str(path) for path in request.trajectories],
+            "left_out": source.note,
+            "seed": request.seed,
+            "assumptions": list(system.placement.describe_supports()),
+        }
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            save_model(BackmapModel(flow, system, facts), request.out)
+            chosen = trained.held_out[:: max(1, -(-len(trained.held_out) // HELD_OUT_FRAMES))]
+            _save_held_out(held_out_path(request.out), frames[chosen].numpy())
+            state.unlink(missing_ok=True)
+    return facts
+
+
+class distributed:  # noqa: N801  a context manager, used like a function
+    """Join the processes of torchrun for a while, if there are any; gloo, on processors."""
+
+    def __enter__(self) -> None:
+        self.joined = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+        if self.joined:
+            dist.init_process_group("gloo")
+
+    def __exit__(self, *_: object) -> None:
+        if self.joined:
+            dist.destroy_process_group()
+
+
+def held_out_path(model: Path) -> Path:
+    """Where the held-out frames of a model lie."""
+    return model.with_name(f"{model.stem}.held_out.npz")
+
+
+def _save_held_out(path: Path, positions: FloatArray) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez_compressed(partial, positions=positions.astype(np.float32))
+    os.replace(partial, path)
+
+
+def read_held_out(model: Path) -> FloatArray:
+    """Held-out frames ``[T, N, 3]`` nm of a model, float64.
+
+    Raises:
+        TrajectoryError: there are none.
+    """
+    path = held_out_path(model)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            positions = data["positions"].astype(np.float64)
+    except (OSError, ValueError, KeyError):
+        positions = np.zeros((0, 0, 3))
+    if not len(positions):
+        raise TrajectoryError(
+            f"no held-out frames in {path}",
+            expected="the file that the training wrote beside the model",
+            remedy="keep it beside the model, or train with --held-out above 0",
+        )
+    return positions
+
+
+def _structure(path: Path, kept: Any, source: Any) -> FloatArray:
+    positions, _ = read_structure(path)
+    if len(positions) not in (source.n_all, len(kept)):
+        raise TopologyError(f"{path} has {len(positions)} atoms", expected=f"the {source.n_all} of the topology")
+    return positions if len(positions) == len(kept) else positions[kept]
+
+
+def _check_chirality(system: BackmapSystem, frames: torch.Tensor) -> None:
+    wrong = int((system.placement.chirality_errors(frames) > 0).sum())
+    if wrong:
+        raise TrajectoryError(
+            f"{wrong} of {len(frames)} training frames have a stereocentre of another handedness than the reference",
+            expected="one handedness throughout",
+            remedy="give --structure with the right handedness, or leave these frames out",
+        )
+
+
+# --- restoration --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is restored, and what its energies are.
+
+    Attributes:
+        model: the trained flow.
+        system: that of the model, or of another topology of the same kinds.
+        topology: of the .tpr, or None without one.
+        note: what was left out.
+    """
+
+    model: BackmapModel
+    system: BackmapSystem
+    topology: Topology | None
+    note: str
+
+
+def load_target(model: Path, tpr: Path | None, structure: Path | None) -> Target:
+    """Read a model and what to restore with it.
+
+    Args:
+        model: model file.
+        tpr: another topology, or that of the training for its energies; None for the system of the training.
+        structure: reference of the other topology.
+
+    Raises:
+        SettingsError: another topology without a reference structure.
+    """
+    found = load_model(model)
+    if tpr is None:
+        if structure is not None:
+            raise SettingsError("--structure without --tpr", expected="both, for another molecule")
+        return Target(found, found.system, None, "")
+    source = read_source(tpr)
+    topology = parse_tpr_dump(Gmx.find().dump(tpr)) if tpr.suffix == ".tpr" else None
+    if source.atoms.names == found.system.atoms.names and structure is None:
+        return Target(found, found.system, topology, source.note)
+    if structure is None:
+        raise SettingsError(
+            f"{tpr} is another molecule than that of the training, without a structure",
+            expected="--structure FILE.gro, whose handedness the restored frames keep",
+        )
+    system = make_system(source.atoms, found.system.bead_names, _structure(structure, source.kept, source))
+    found.flow.view(system)  # refuses kinds that the model does not know
+    return Target(found, system, topology, source.note)
+
+
+def reduced_energy(target: Target, temperature_K: float | None = None) -> Any:
+    """Energies in kT of frames, for weights.
+
+    Raises:
+        SettingsError: no .tpr, or not the whole of what it holds is restored.
+        TopologyError: constraints, cut-offs or terms that the energies do not cover.
+    """
+    topology = target.topology
+    if topology is None:
+        raise SettingsError("--weights without --tpr", expected="the .tpr of the molecule in vacuum")
+    if target.note:
+        raise SettingsError(
+            f"--weights for a molecule in solvent ({target.note})",
+            expected="the whole of the .tpr, a molecule in vacuum",
+            remedy="without its solvent the energy of the solute is no Boltzmann exponent: leave out --weights",
+        )
+    force_field = ForceField(topology)
+    kT = thermal_energy(temperature_K or topology.run.temperature_K)
+
+    def energy(positions: FloatArray) -> FloatArray:
+        with torch.no_grad():
+            values: FloatArray = force_field(torch.from_numpy(positions)).numpy()
+        return values / kT
+
+    return energy

@@ -1,0 +1,131 @@
+"""``ccg backmap MODEL CG_TRAJ``: restored frames, weights, minimised frames, score card."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ccg_gmx.backmap.card import DIVERSITY_SAMPLES, Card, make_card
+from ccg_gmx.backmap.jobs import Target, load_target, read_held_out, reduced_energy
+from ccg_gmx.backmap.minimise import minimise_frames
+from ccg_gmx.backmap.restore import Progress, RestoreSettings, restore_trajectory
+from ccg_gmx.errors import SettingsError
+from ccg_gmx.free_energy.diagnostics import kish_fraction
+from ccg_gmx.records import FloatArray
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """What to restore; names as the options of the command.
+
+    Attributes:
+        model: model file.
+        coarse: trajectory of the beads.
+        out: trajectory to write.
+        samples: fine frames per coarse one.
+        candidates: draws of each block.
+        weights: energies and log-weights.
+        tpr: run input, or None.
+        structure: reference of another molecule, or None.
+        top: topology for the minimisation, or None.
+        minimise_steps: its steps.
+        report: make a score card.
+        stride: every so-manyth frame.
+        frames: at most so many coarse frames.
+        seed: of the noise.
+    """
+
+    model: Path
+    coarse: Path
+    out: Path
+    samples: int = 1
+    candidates: int = 16
+    weights: bool = False
+    tpr: Path | None = None
+    structure: Path | None = None
+    top: Path | None = None
+    minimise_steps: int = 200
+    report: bool = False
+    stride: int = 1
+    frames: int | None = None
+    seed: int = 0
+
+
+def restore_from_files(request: RestoreRequest, progress: Progress | None = None) -> tuple[dict[str, Any], Card | None]:
+    """Restore, and return what is to be told, and the score card if there is one.
+
+    Raises:
+        CcgError: in one line, whatever does not fit.
+    """
+    target = load_target(request.model, request.tpr, request.structure)
+    energy = reduced_energy(target) if request.weights else None
+    settings = RestoreSettings(request.samples, request.candidates, request.seed, request.stride, request.frames)
+    begin = time.perf_counter()
+    table = restore_trajectory(
+        target.model.flow, target.system, request.coarse, request.out, settings, energy=energy, progress=progress
+    )
+    facts = _facts(table, time.perf_counter() - begin, request, target)
+    if request.weights:
+        facts |= _weights(request.out.with_suffix(".npz"), table, request.samples)
+    if request.top is not None:
+        facts["minimised"] = minimise_frames(target.system, request.out, request.top, request.minimise_steps)
+        facts["files"].append(facts["minimised"]["file"])
+    if not request.report:
+        return facts, None
+    card = make_report(request, target, energy)
+    return {**facts, "card": card.numbers}, card
+
+
+def _facts(table: dict[str, FloatArray], seconds: float, request: RestoreRequest, target: Target) -> dict[str, Any]:
+    finite = table["log_q"][np.isfinite(table["log_q"])]
+    return {
+        "frames": len(table["log_q"]),
+        "max_bead_deviation_nm": float(table["bead_deviation_nm"].max()),
+        "chirality_errors": int(table["chirality_errors"].sum()),
+        "clash_fraction": float(np.mean(table["clashes"] > 0)),
+        "log_q_mean": float(finite.mean()) if len(finite) else float("nan"),
+        "unreachable_fraction": 1.0 - len(finite) / len(table["log_q"]),
+        "seconds_per_frame": seconds / len(table["log_q"]),
+        "note": target.note,
+        "files": [str(request.out), str(request.out.with_suffix(".npz"))],
+    }
+
+
+def _weights(path: Path, table: dict[str, FloatArray], samples: int) -> dict[str, Any]:
+    """Add log-weights to the table: -u - ln q of each frame, at its own beads."""
+    log_w = -table["u"] - table["log_q"] - table["log_choice"]
+    log_w[~np.isfinite(table["log_q"])] = -np.inf
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(partial, **table, log_w=log_w)  # type: ignore[arg-type]
+    os.replace(partial, path)
+    if samples < 2:
+        return {"kish_fraction_median": None}
+    return {"kish_fraction_median": float(np.median(kish_fraction(log_w.reshape(-1, samples))))}
+
+
+def make_report(request: RestoreRequest, target: Target, energy: Any) -> Card:
+    """Score card of a model on its held-out frames.
+
+    Raises:
+        SettingsError: another molecule is restored, of which there are no held-out frames.
+    """
+    if target.system is not target.model.system:
+        raise SettingsError(
+            "--report for another molecule than that of the training",
+            expected="held-out fine frames, which only the molecule of the training has",
+            remedy="leave out --report",
+        )
+    return make_card(
+        target.model.flow,
+        target.system,
+        read_held_out(request.model),
+        samples=max(request.samples, DIVERSITY_SAMPLES),
+        candidates=request.candidates,
+        seed=request.seed + 1,
+        energy=energy,
+    )
