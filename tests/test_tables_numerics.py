@@ -147,27 +147,29 @@ def test_direct_inversion_of_bonded_terms_takes_the_measure_off() -> None:
 
 
 def test_iterative_inversion_recovers_the_potential_of_a_fluid() -> None:
-    """At half the density of a liquid; at the full one a slow, almost invisible mode (the pressure's) remains."""
-    count, box = 64, 2.3
+    """Liquids keep a slow mode, long in range and almost invisible in g: what is left after eight steps is stated."""
+    count, box = 64, 2.1
     wanted = known_pair()
     target = sample_distributions(beads(count), [monte_carlo(wanted, count, box, 4000, 7)], 0.9, 0.01)
     now = direct_inversion(target, blank_model(target, TEMPERATURE, 0.9, COARSE), COARSE)
     x = np.linspace(0.40, 0.88, 25)
     truth = wanted.pairs[WW].value_and_slope(x)[0]
-    before = now.pairs[WW].value_and_slope(x)[0] - truth
-    errors = []
-    for k in range(6):
+
+    def off() -> float:
+        return float(np.sqrt(np.mean((now.pairs[WW].value_and_slope(x)[0] - truth) ** 2))) / wanted.kT
+
+    before, errors = off(), []
+    for k in range(8):
         found = sample_distributions(beads(count), [monte_carlo(now, count, box, 1500, 100 + k)], 0.9, 0.01)
         error = rdf_error(found, target)
         assert error is not None
         errors.append(error)
         now = iterative_step(now, found, target, COARSE)
-    after = now.pairs[WW].value_and_slope(x)[0] - truth
-    assert errors[-1].squared < 0.05 * errors[0].squared
+    assert errors[-1].squared < 0.2 * errors[0].squared
     assert errors[-1].squared < 4.0 * errors[-1].noise
     assert errors[-1].first_peak_ratio == pytest.approx(1.0, abs=0.03)
-    assert np.sqrt(np.mean(after**2)) < 0.1 * wanted.kT
-    assert np.sqrt(np.mean(after**2)) < 0.4 * np.sqrt(np.mean(before**2))
+    assert off() < 0.15
+    assert off() < 0.6 * before
 
 
 def test_peak_height_of_a_parabola_is_its_top() -> None:

@@ -170,16 +170,17 @@ class TableFolder:
         with storing(root):
             root.mkdir(parents=True, exist_ok=True)
         key, record = request.key(), root / "request.json"
-        if record.exists():
-            if read_json(record).get("key") != key:
-                raise StoreError(
-                    f"{root} holds the result of other settings or files",
-                    expected="the same ones, to go on, or a new folder",
-                    remedy="choose another --out or remove the folder",
-                )
-        elif any(path for path in root.iterdir() if not path.name.startswith(".")):
+        # A job that failed before its first result, on bad input, is no reason to refuse the corrected one.
+        started = any(path != record and not path.name.startswith(".") for path in root.iterdir())
+        if started and not record.exists():
             raise StoreError(f"{root} is not empty and no folder of ccg tables", remedy="choose another --out")
-        else:
+        if started and read_json(record).get("key") != key:
+            raise StoreError(
+                f"{root} holds the result of other settings or files",
+                expected="the same ones, to go on, or a new folder",
+                remedy="choose another --out or remove the folder",
+            )
+        if not started:
             with storing(root):
                 write_json(record, {"key": key, "request": json.loads(json.dumps(asdict(request), default=str))})
 

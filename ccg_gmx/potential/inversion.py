@@ -141,8 +141,8 @@ def _invert(part: Histogram, curve: Curve, kT: float, settings: BasisSettings) -
         part.ideal[use],
         curve_prior(curve, settings.roughness_kT),
         dispersion=part.dispersion,
-        # The density of pairs at the cut-off is near but not exactly that of no interaction.
-        scaled=curve.kind == "pair",
+        # Bonded terms have no constant, and the density of pairs at the cut-off is not exactly that of no interaction.
+        scaled=True,
     )
     fitted = replace(curve, coefficients=padded(curve, kT * x), covariance=padded(curve, kT**2 * covariance))
     return _finished(fitted, part, kT, settings)
@@ -190,6 +190,7 @@ def _invert_map(part: MapHistogram, blank: TorsionMap, kT: float, settings: Basi
         np.full(counts.shape, counts.mean()),
         map_prior(blank.grid, settings.roughness_kT),
         dispersion=part.dispersion,
+        scaled=True,
     )
     return _map_at_zero(kT * x, kT**2 * covariance, blank)
 

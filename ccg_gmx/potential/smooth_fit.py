@@ -14,8 +14,8 @@ from ccg_gmx.potential.curves import Curve
 from ccg_gmx.potential.torsions import TorsionGrid
 from ccg_gmx.records import FloatArray
 
-GAUGE_SD_KT = 1e3
-"""A constant does not matter to a bonded term; the mean coefficient is held near zero by so little."""
+GAUGE_SD_KT = 10.0
+"""Prior of the mean coefficient of a bonded term: its constant does not matter, but the equations need one."""
 
 
 def curve_prior(curve: Curve, roughness_kT: float) -> FloatArray:
