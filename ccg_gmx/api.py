@@ -6,23 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ccg_gmx.cycle.config import Workflow, load_workflow
+from ccg_gmx.cycle import summary as cycle_summary
+from ccg_gmx.cycle.config import Workflow
+from ccg_gmx.cycle.kinds import AnyWorkflow, load_any
 from ccg_gmx.cycle.run import Cycle
 from ccg_gmx.cycle.store import Store, storing, write_json
-from ccg_gmx.cycle.summary import summarise
+from ccg_gmx.cycle.tables import summary as tables_summary
+from ccg_gmx.cycle.tables.config import TablesWorkflow
+from ccg_gmx.cycle.tables.run import TablesRun
 from ccg_gmx.engine.driver import find_engine
 from ccg_gmx.report.outputs import command_line, make_manifest, write_outputs
+from ccg_gmx.report.tables_page import write_tables_outputs
+
+Bar = Callable[[str, int], Any]
+Log = Callable[[str], None]
 
 
 def run_workflow(
-    workflow: Workflow | Path | str,
+    workflow: AnyWorkflow | Path | str,
     out: Path | str,
     *,
     overrides: tuple[str, ...] = (),
-    bar: Callable[[str, int], Any] | None = None,
-    log: Callable[[str], None] | None = None,
+    bar: Bar | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
-    """Run, or resume, a cycle and write its results.
+    """Run, or resume, a workflow of any kind and write its results.
 
     Args:
         workflow: a workflow, or the path of its YAML file.
@@ -37,16 +45,34 @@ def run_workflow(
     Raises:
         CcgError: any mistake in the input or failure of a tool, in one line.
     """
-    if not isinstance(workflow, Workflow):
-        workflow = load_workflow(Path(workflow), overrides)
+    if isinstance(workflow, Path | str):
+        workflow = load_any(Path(workflow), overrides)
     engine = find_engine(workflow.engine)
     folder = Path(out).resolve()
     store = Store(folder, workflow.engine.runs_at_once)
     with store.lock(), storing(folder):
         manifest = make_manifest(workflow, engine.version, command_line())
         write_json(folder / "manifest.json", manifest)
-        results = Cycle(workflow, store, bar, log or (lambda _: None)).run()
-        summary = summarise(results, store.wall_seconds())
-        write_outputs(results, summary, manifest, folder)
+        quiet: Log = log or (lambda _: None)
+        if isinstance(workflow, Workflow):
+            summary = _run_cycle(workflow, store, manifest, bar, quiet)
+        else:
+            summary = _run_tables(workflow, store, manifest, bar, quiet)
         store.sweep()
+    return summary
+
+
+def _run_cycle(workflow: Workflow, store: Store, manifest: dict[str, Any], bar: Bar | None, log: Log) -> dict[str, Any]:
+    results = Cycle(workflow, store, bar, log).run()
+    summary = cycle_summary.summarise(results, store.wall_seconds())
+    write_outputs(results, summary, manifest, store.root)
+    return summary
+
+
+def _run_tables(
+    workflow: TablesWorkflow, store: Store, manifest: dict[str, Any], bar: Bar | None, log: Log
+) -> dict[str, Any]:
+    results = TablesRun(workflow, store, bar, log).run()
+    summary = tables_summary.summarise(results, store.wall_seconds())
+    write_tables_outputs(results, summary, manifest, store.root)
     return summary

@@ -53,7 +53,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json at the end.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
-    """Run the whole cycle; run again with the same folder, it resumes.
+    """Run a workflow, the whole cycle for instance; run again with the same folder, it resumes.
 
     Exit code 3: finished, but the diagnostics say that the numbers are not to be trusted yet.
 
@@ -81,6 +81,12 @@ def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for reason in summary["verdict"]["reasons"]:
         click.echo(reason)
+    if summary.get("kind", "cycle") == "cycle":
+        _print_cycle(summary)
+    click.echo(f"report: {folder / 'report.html'}")
+
+
+def _print_cycle(summary: dict[str, Any]) -> None:
     reference = summary.get("reference")
     if reference:
         floor = reference["noise_floor"]
@@ -92,7 +98,6 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         click.echo(f"delta_f, {block['delta_f']}: {value}{compared}")
     coarse = summary["coarse_md"]
     click.echo(f"coarse MD: forward KL {coarse['forward_kl']:.3f} at {coarse['ns_per_day']:.0f} ns/day")
-    click.echo(f"report: {folder / 'report.html'}")
 
 
 @main.command()
@@ -182,14 +187,15 @@ def _energy_text(table: dict[str, Any]) -> str:
 
 
 @main.command()
-def schema() -> None:
-    """Print the JSON schema of the workflow file.
+@click.option("--kind", default="cycle", show_default=True, help="Of workflow: cycle or tables.")
+def schema(kind: str) -> None:
+    """Print the JSON schema of the workflow file: every key, its meaning and its default.
 
     Example: ccg schema > workflow.schema.json
     """
     from ccg_gmx.cycle.kinds import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=1))
+    click.echo(json.dumps(json_schema(kind), indent=1))
 
 
 for _group in (backmap, bench, check, cv, export, fes, map_command, plumed, tables):

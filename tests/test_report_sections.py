@@ -183,7 +183,7 @@ def test_evaluations_of_the_hidden_mode_test_are_counted():
     counts = {"fine_md_steps": 100, "flow": 20, "checks": 5, "total": 125}
     sentence = words.evaluations_sentence({"energy_evaluations": counts})
     assert sentence.endswith("weights and 5 for the test for hidden slow motions.")
-    assert "hidden-mode test" in sections.cost(ReportData({"energy_evaluations": counts}, ())).body
+    assert "hidden-mode test" in sections.cost({"energy_evaluations": counts}).body
 
 
 def test_numbered_torsions_have_greek_labels():

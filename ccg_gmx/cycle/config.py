@@ -71,6 +71,12 @@ class Workflow(Settings):
                 raise ValueError(f"start {start.name} names {sorted(start.torsions)}, the torsions are {known}")
         return self
 
+    @property
+    def input_files(self) -> dict[str, Path]:
+        """Files that the results depend on, by name."""
+        files = {"topology": self.topology, "structure": self.structure}
+        return files if self.reference is None else {**files, "reference": self.reference}
+
     def system_facts(self) -> dict[str, Any]:
         """Settings of the ``system`` stage: all that decides on the molecule, beside its files."""
         facts: dict[str, Any] = {

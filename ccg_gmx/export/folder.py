@@ -26,6 +26,16 @@ def replace_folder(folder: Path, files: Mapping[str, str]) -> None:
         write_texts(temporary, files)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder; one of the target's name is replaced when the copy is whole.
+
+    Raises:
+        StoreError: if the target cannot be written.
+    """
+    with new_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
 def write_texts(folder: Path, files: Mapping[str, str]) -> None:
     """Write text files into an existing folder, folders between made as needed."""
     for name, text in files.items():

@@ -34,7 +34,7 @@ def render(data: ReportData, manifest: Mapping[str, object]) -> str:
         found = _sections(data, manifest)
     system = str(data.summary.get("system", "run"))
     subtitle = f"Cycle coarse graining with GROMACS, {data.views[0].surface.temperature_K:g} K"
-    return page(system, subtitle, "cycle coarse graining", sections.headline(data), found)
+    return page(system, subtitle, "cycle coarse graining", sections.headline(data.summary), found)
 
 
 def page(system: str, subtitle: str, what: str, headline: Html, found: Sequence[Section]) -> str:
@@ -90,8 +90,8 @@ def _sections(data: ReportData, manifest: Mapping[str, object]) -> list[Section]
         sections.restored(data),
         sections.training(data),
         sections.turns(data),
-        sections.cost(data),
-        sections.provenance(data, manifest),
+        sections.cost(data.summary),
+        sections.provenance(data.summary, manifest),
     ]
     return [section for section in found if section is not None]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
-import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,21 +12,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from ccg_gmx.cycle.config import Workflow
+from ccg_gmx.cycle.kinds import AnyWorkflow
 from ccg_gmx.cycle.store import code_version, file_hash, read_json, write_json
 from ccg_gmx.cycle.turns import Results, Turn
 from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import StoreError
+from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.free_energy.surface import save_surface, write_plumed_grid
 from ccg_gmx.report.gather import gather
 from ccg_gmx.report.html import build_report
 from ccg_gmx.report.plots import plot_surface
+from ccg_gmx.report.tables_page import rebuild_tables_page
 
 _PACKAGES = ("numpy", "scipy", "torch", "MDAnalysis", "pydantic", "matplotlib")
 
 
-def make_manifest(workflow: Workflow, gmx_version: str, command: list[str]) -> dict[str, Any]:
+def make_manifest(workflow: AnyWorkflow, gmx_version: str, command: list[str]) -> dict[str, Any]:
     """Return versions, seeds, input hashes and the command of a run."""
-    inputs = {"topology": workflow.topology, "structure": workflow.structure, "reference": workflow.reference}
     return {
         "command": command,
         "code": code_version(),
@@ -38,9 +38,7 @@ def make_manifest(workflow: Workflow, gmx_version: str, command: list[str]) -> d
             **{name: _version(name) for name in _PACKAGES},
         },
         "seed": workflow.seed,
-        "inputs": {
-            name: {"file": path.name, "sha256": file_hash(path)} for name, path in inputs.items() if path is not None
-        },
+        "inputs": {name: {"file": path.name, "sha256": file_hash(path)} for name, path in workflow.input_files.items()},
         "workflow": workflow.model_dump(mode="json"),
     }
 
@@ -68,8 +66,8 @@ def write_outputs(results: Results, summary: dict[str, Any], manifest: dict[str,
         save_surface(surface, folder / f"{stem}.npz")
         write_plumed_grid(surface, folder / f"{stem}.dat")
         plot_surface(surface, folder / f"{stem}.png", found[axes].surface if axes in found else None)
-    _replace_folder(results.coarse_fit / "forcefield", folder / "forcefield")
-    _replace_folder(results.restored / "restored", folder / "restored")
+    copy_folder(results.coarse_fit / "forcefield", folder / "forcefield")
+    copy_folder(results.restored / "restored", folder / "restored")
     write_json(folder / "results.json", _pack(results, folder))
     write_json(folder / "summary.json", summary)
     build_report(gather(results, summary), manifest, folder / "report.html")
@@ -89,6 +87,8 @@ def rebuild_report(folder: Path) -> Path:
             remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
         )
     manifest, packed = read_json(folder / "manifest.json"), read_json(folder / "results.json")
+    if packed.get("kind") == "tables":
+        return rebuild_tables_page(folder, packed, manifest)
     try:
         # Its own settings: those of manifest.json may be of a later run that is not finished.
         workflow = Workflow.model_validate(packed["workflow"])
@@ -102,14 +102,6 @@ def rebuild_report(folder: Path) -> Path:
         raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
     build_report(gather(results, read_json(folder / "summary.json")), manifest, folder / "report.html")
     return folder / "report.html"
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
 
 
 _FOLDERS = ("system", "split", "surface", "coarse_fit", "coarse", "restored")

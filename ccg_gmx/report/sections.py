@@ -14,6 +14,8 @@ from ccg_gmx.report.parts import Section, capitalised, grid_of, picture
 from ccg_gmx.report.profiles import Comparison, compare, weight_statistics
 from ccg_gmx.report.surfaces import bare_name, kind_of
 
+Summary = Mapping[str, object]
+
 OPEN_ITEMS = 16
 """Longer lists of the manifest are one click away."""
 
@@ -21,11 +23,11 @@ OPEN_MULTIPLES = 24
 """So many distributions per class are shown at once, the worst first; the rest is one click away."""
 
 
-def headline(data: ReportData) -> Html:
-    """Return the verdict in words."""
-    verdict = checks.verdict(data.summary)
+def headline(summary: Summary) -> Html:
+    """Return the verdict of a summary.json in words."""
+    verdict = checks.verdict(summary)
     reasons = [tag("ul", *(tag("li", reason) for reason in verdict.reasons))] if verdict.reasons else []
-    cost = words.evaluations_sentence(data.summary)
+    cost = words.evaluations_sentence(summary)
     extra = [tag("p", cost, class_="soft")] if cost else []
     kind = "verdict" if verdict.trusted else "verdict not-yet"
     return tag("div", tag("h2", verdict.headline), *reasons, *extra, class_=kind, id="verdict")
@@ -188,21 +190,22 @@ def _ranked(kind: str, entries: list[tuple[str, Comparison]]) -> list[Html]:
 
 _EVALUATIONS = {
     "fine_md_steps": "fine MD steps",
+    "coarse_md_steps": "coarse MD steps",
     "flow": "flow and weights",
     "checks": "hidden-mode test",
     "total": "all together",
 }
 
 
-def cost(data: ReportData) -> Section | None:
+def cost(summary: Summary) -> Section | None:
     """Return times and counts of energy evaluations as bars."""
     parts: list[Html] = []
-    times = _numbers(data.summary.get("wall_s"))
+    times = _numbers(summary.get("wall_s"))
     if times:
         total = words.duration(sum(value for _, value in times))
         parts += [tag("h3", f"Wall-clock time, {total} in all")]
         parts.append(multiples.bars([(name.replace("_", " "), value, words.duration(value)) for name, value in times]))
-    counts = _numbers(data.summary.get("energy_evaluations"))
+    counts = _numbers(summary.get("energy_evaluations"))
     if counts:
         parts.append(tag("h3", "Energy evaluations"))
         named = [(_EVALUATIONS.get(name, name.replace("_", " ")), value, words.count(value)) for name, value in counts]
@@ -218,16 +221,16 @@ def _numbers(node: object) -> list[tuple[str, float]]:
     ]
 
 
-def provenance(data: ReportData, manifest: Mapping[str, object]) -> Section | None:
+def provenance(summary: Summary, manifest: Mapping[str, object]) -> Section | None:
     """Return assumptions, versions, seeds and whatever else the manifest holds."""
     parts: list[Html] = []
-    assumptions = data.summary.get("assumptions")
+    assumptions = summary.get("assumptions")
     if isinstance(assumptions, list | tuple) and assumptions:
         parts.append(tag("h3", "Assumptions"))
         parts.append(tag("ul", *(tag("li", str(item)) for item in assumptions), class_="plain-list"))
-    loose = [name for name in ("seed", "seeds") if name in data.summary and name not in manifest]
+    loose = [name for name in ("seed", "seeds") if name in summary and name not in manifest]
     single = {name: value for name, value in manifest.items() if not isinstance(value, Mapping)}
-    run: dict[str, object] = {**single, **{name: data.summary[name] for name in loose}}
+    run: dict[str, object] = {**single, **{name: summary[name] for name in loose}}
     nested = {name: value for name, value in manifest.items() if isinstance(value, Mapping)}
     for name, group in {"run": run, **nested}.items():
         if items := flatten(group):

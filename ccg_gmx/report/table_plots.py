@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ccg_gmx.cycle.store import read_json
 from ccg_gmx.potential.curves import Curve
@@ -53,10 +54,8 @@ def plot_model(model: CoarseModel, path: Path) -> None:
         model: the potential.
         path: picture to write.
     """
-    curves = [(name, curve) for name, curve in model.bonded.items()]
-    curves += [(f"pair {'-'.join(key)}", curve) for key, curve in model.pairs.items()]
-    if curves:
-        _draw([_potential_panel(name, curve, model.kT) for name, curve in curves], path)
+    if panels := model_panels(model):
+        _save(panels, path)
 
 
 def plot_distributions(target: Distributions, runs: Series, path: Path) -> None:
@@ -67,6 +66,19 @@ def plot_distributions(target: Distributions, runs: Series, path: Path) -> None:
         runs: (label, distributions) in order.
         path: picture to write.
     """
+    if panels := distribution_panels(target, runs):
+        _save(panels, path)
+
+
+def model_panels(model: CoarseModel) -> list[Panel]:
+    """A panel for each curve, with its standard error."""
+    curves = [(name, curve) for name, curve in model.bonded.items()]
+    curves += [(f"pair {'-'.join(key)}", curve) for key, curve in model.pairs.items()]
+    return [_potential_panel(name, curve, model.kT) for name, curve in curves]
+
+
+def distribution_panels(target: Distributions, runs: Series) -> list[Panel]:
+    """A panel for each distribution: some of the runs, evenly spread, and the target."""
     runs = thinned(runs, MOST_CURVES)
     panels = [
         _distribution_panel(f"g(r) {'-'.join(key)}", part, [(label, run.pairs[key]) for label, run in runs])
@@ -76,8 +88,7 @@ def plot_distributions(target: Distributions, runs: Series, path: Path) -> None:
         _distribution_panel(name, part, [(label, run.bonded[name]) for label, run in runs])
         for name, part in target.bonded.items()
     ]
-    if panels:
-        _draw(panels, path)
+    return panels
 
 
 def plot_convergence(records: Sequence[dict[str, Any]], tolerance: float, path: Path) -> None:
@@ -88,13 +99,18 @@ def plot_convergence(records: Sequence[dict[str, Any]], tolerance: float, path: 
         tolerance: of the error.
         path: picture to write.
     """
+    _save(convergence_panels(records, tolerance), path)
+
+
+def convergence_panels(records: Sequence[dict[str, Any]], tolerance: float) -> list[Panel]:
+    """Panels of the error over that of the start, and of the first peak and the pressure where there are any."""
     number = [record["iteration"] for record in records]
     panels = [_error_panel(number, records, tolerance)]
     if all(record["first_peak_ratio"] is not None for record in records):
         panels.append(_values_panel(number, [record["first_peak_ratio"] for record in records], "first peak / target"))
     if all(record["pressure_bar"] is not None for record in records):
         panels.append(_values_panel(number, [record["pressure_bar"] for record in records], "pressure / bar"))
-    _draw(panels, path)
+    return panels
 
 
 def thinned(runs: Series, most: int) -> Series:
@@ -105,18 +121,22 @@ def thinned(runs: Series, most: int) -> Series:
     return [runs[k] for k in chosen]
 
 
-def _draw(panels: Sequence[Panel], path: Path) -> None:
-    """Panels two in a row."""
-    rows = -(-len(panels) // 2)
+def drawn(panels: Sequence[Panel], per_row: int = 2) -> Figure:
+    """Panels in one figure, row by row; to be called within ``style.plot_style()``."""
+    rows = -(-len(panels) // per_row)
+    figure = style.new_figure(min(len(panels), per_row) * WIDTH, rows * HEIGHT)
+    for number, draw in enumerate(panels):
+        left, bottom = WIDTH * (number % per_row) + 0.78, HEIGHT * (rows - 1 - number // per_row) + 0.5
+        axes = style.axes_at(figure, left, bottom, WIDTH - 0.96, HEIGHT - 0.95)
+        axes.grid(True, color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        draw(axes)
+    return figure
+
+
+def _save(panels: Sequence[Panel], path: Path) -> None:
     with style.plot_style():
-        figure = style.new_figure(min(len(panels), 2) * WIDTH, rows * HEIGHT)
-        for number, draw in enumerate(panels):
-            left, bottom = WIDTH * (number % 2) + 0.78, HEIGHT * (rows - 1 - number // 2) + 0.5
-            axes = style.axes_at(figure, left, bottom, WIDTH - 0.96, HEIGHT - 0.95)
-            axes.grid(True, color="#e6e6e6", linewidth=0.6)
-            axes.set_axisbelow(True)
-            draw(axes)
-        save_figure(figure, path)
+        save_figure(drawn(panels), path)
 
 
 def _scale(kind: str) -> tuple[float, str]:
