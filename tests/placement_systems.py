@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from molecules import cyclohexane
+from torch import Tensor
 
 from ccg_gmx.molecule.mapping import BeadMapping, bead_mapping_from_atoms, bead_mapping_from_groups
 from ccg_gmx.molecule.placement.plan import build_plan
@@ -160,3 +162,15 @@ def placements() -> dict[str, Placement]:
         "several molecules": others.at([0, 3, 14, 17, 32, 35]),
         "centres and loose atoms": others.on(others.groups([[0, 4, 5, 6], [3, 11, 12, 13], [15, 16]], "com")),
     }
+
+
+def log_determinant(placement: Placement, beads: Tensor, y: Tensor) -> float:
+    """ln |det| of the whole 3N x 3N Jacobian of (beads, y) -> positions at one frame, by forward autograd."""
+    inputs = torch.cat((beads.flatten(), y))
+
+    def positions(q: Tensor) -> Tensor:
+        return placement.join(q[:, : beads.numel()].reshape(-1, *beads.shape), q[:, beads.numel() :])[0]
+
+    one_each = torch.eye(len(inputs), dtype=y.dtype)
+    columns = torch.func.jvp(positions, (inputs.repeat(len(inputs), 1),), (one_each,))[1]
+    return float(torch.linalg.slogdet(columns.reshape(len(inputs), -1)).logabsdet)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placement_systems import Atoms, cystine, merged, moved, placements, shipped, water
+from placement_systems import Atoms, cystine, log_determinant, merged, moved, placements, shipped, water
 from torch import Tensor
 
 from ccg_gmx.errors import TopologyError
@@ -246,18 +246,6 @@ def test_single_precision_and_gradients():
 
 
 # --- the volume element ----------------------------------------------------------------------------------------------
-
-
-def log_determinant(placement: Placement, beads: Tensor, y: Tensor) -> float:
-    """ln |det| of the whole 3N x 3N Jacobian of (beads, y) -> positions at one frame, by forward autograd."""
-    inputs = torch.cat((beads.flatten(), y))
-
-    def positions(q: Tensor) -> Tensor:
-        return placement.join(q[:, : beads.numel()].reshape(-1, *beads.shape), q[:, beads.numel() :])[0]
-
-    one_each = torch.eye(len(inputs), dtype=y.dtype)
-    columns = torch.func.jvp(positions, (inputs.repeat(len(inputs), 1),), (one_each,))[1]
-    return float(torch.linalg.slogdet(columns.reshape(len(inputs), -1)).logabsdet)
 
 
 @each_system

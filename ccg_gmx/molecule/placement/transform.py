@@ -261,8 +261,12 @@ class Placement(torch.nn.Module):
 
     def in_support(self, y: Tensor) -> Tensor:
         """Whether each row of y ``[T, n_y]`` lies in the supports, ``[T]`` bool; others have density 0."""
+        return self.inside(y).all(dim=1)
+
+    def inside(self, y: Tensor) -> Tensor:
+        """Whether each number of y ``[T, n_y]`` lies in its support, ``[T, n_y]`` bool."""
         low, high = self._ends.to(y.dtype).T
-        return ((y >= low) & (y < high)).all(dim=1)
+        return (y >= low) & (y < high)
 
     def describe_supports(self) -> tuple[str, ...]:
         """The assumptions of the supports, one sentence for each kind."""
