@@ -57,7 +57,7 @@ def choose_engine(model: CoarseModel, topology: CoarseTopology, wanted: str = "a
     if wanted == "gromacs+plumed":
         if not model.pairs:
             raise SettingsError("engine: gromacs+plumed for a model without pairs", remedy="use engine: gromacs")
-        return Choice("gromacs+plumed", "asked for", make_plugin())
+        return Choice("gromacs+plumed", "asked for", _plugin())
     if wanted == "openmm":
         import_openmm()
         return Choice("openmm", "asked for")
@@ -68,7 +68,7 @@ def _automatic(native: str | None) -> Choice:
     no_gmx, _ = _missing(Gmx.find)
     if native is not None and no_gmx is None:
         return Choice("gromacs", native)
-    no_plugin, plugin = (no_gmx, None) if no_gmx is not None else _missing(make_plugin)
+    no_plugin, plugin = (no_gmx, None) if no_gmx is not None else _missing(_plugin)
     if native is None and plugin is not None:
         why = "GROMACS has no tables for pairs between molecules; PAIR_TABLE of our PLUMED plug-in adds them"
         return Choice("gromacs+plumed", why, plugin)
@@ -97,6 +97,11 @@ def _native(model: CoarseModel, topology: CoarseTopology) -> str | None:
 
 def _molecules(topology: CoarseTopology) -> int:
     return sum(count for _, count in topology.molecules)
+
+
+def _plugin() -> Plugin:
+    """The plug-in, built if need be. `ccg plumed build` also tests its other action, which takes longer."""
+    return make_plugin(test=False)
 
 
 def _missing(find: Callable[[], object]) -> tuple[str | None, Plugin | None]:

@@ -85,10 +85,13 @@ class Kernel:
 
     def _options(self, variable: str) -> list[str]:
         """Compiler options that it was built with; none when there is no program to say them."""
-        result = run([*self.command, "info", "--configuration"]) if self.program else None
-        text = result.stdout if result is not None and result.returncode == 0 else ""
-        flags = re.search(rf"^{variable}=(.*)$", text, re.MULTILINE)
+        flags = re.search(rf"^{variable}=(.*)$", self._configuration, re.MULTILINE)
         return shlex.split(flags[1]) if flags else []
+
+    @cached_property
+    def _configuration(self) -> str:
+        result = run([*self.command, "info", "--configuration"]) if self.program else None
+        return result.stdout if result is not None and result.returncode == 0 else ""
 
     def check_version(self) -> None:
         """Refuse a PLUMED that is too old.
