@@ -85,7 +85,14 @@ def files(tmp_path_factory: pytest.TempPathFactory, plugin: Plugin) -> dict[str,
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which optional parts this run could test."""
     terminalreporter.section("optional parts")
-    for name, look in {"gmx": _gmx, "PLUMED kernel": _plumed, "gmxapi": _gmxapi, "CUDA": _cuda}.items():
+    parts = {
+        "gmx": _gmx,
+        "PLUMED kernel": _plumed,
+        "plumed for Python": _plumed_package,
+        "gmxapi": _gmxapi,
+        "CUDA": _cuda,
+    }
+    for name, look in parts.items():
         terminalreporter.write_line(f"{name}: {look()}")
 
 
@@ -103,6 +110,15 @@ def _plumed() -> str:
     except CcgError as error:
         return f"skipped: {error}"
     return f"ran with {found.library} ({found.origin}, version {found.version or 'unknown'})"
+
+
+def _plumed_package() -> str:
+    found = importlib.util.find_spec("plumed")
+    return (
+        f"ran with {found.origin}"
+        if found
+        else "skipped: not installed; pip install -e '.[plumed]' with PLUMED_KERNEL set"
+    )
 
 
 def _gmxapi() -> str:
