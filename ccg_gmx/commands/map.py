@@ -15,7 +15,7 @@ from ccg_gmx.commands.progress import progress_bar
 @click.argument("mapping", type=str)
 @click.argument("tpr", type=click.Path(path_type=Path))
 @click.argument("trajectory", metavar="TRAJ", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "prefix", required=True, metavar="PREFIX", type=click.Path(path_type=Path))
+@click.option("--out", "-o", "prefix", required=True, metavar="PREFIX", type=click.Path(path_type=Path))
 @click.option("--xtc", is_flag=True, help="Write the positions as PREFIX.xtc too.")
 @click.option("--begin", "begin_ps", type=float, default=None, help="First time used, ps.")
 @click.option("--end", "end_ps", type=float, default=None, help="Last time used, ps.")
