@@ -54,7 +54,7 @@ TOPOLOGY = CoarseTopology(((CHAIN, 40), (WATER, 90)))
 
 
 def plain_sum(positions: FloatArray, box: FloatArray) -> tuple[float, FloatArray, FloatArray]:
-    """Energy, gradient ``[n, 3]`` and virial over all pairs of beads in the box and their images in the boxes around."""
+    """Energy, gradient ``[n, 3]`` and virial over all pairs, images in the boxes around included."""
     n = len(positions)
     excluded = np.zeros((n, n), dtype=bool)
     excluded[tuple(TOPOLOGY.excluded_pairs.T)] = True
