@@ -174,3 +174,38 @@ def log_determinant(placement: Placement, beads: Tensor, y: Tensor) -> float:
     one_each = torch.eye(len(inputs), dtype=y.dtype)
     columns = torch.func.jvp(positions, (inputs.repeat(len(inputs), 1),), (one_each,))[1]
     return float(torch.linalg.slogdet(columns.reshape(len(inputs), -1)).logabsdet)
+
+
+def frames(placement: Placement, count: int, seed: int, noise_nm: float = 0.004) -> Tensor:
+    """Reference with noise on every atom, ``[count, N, 3]``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.as_tensor(placement.plan.system.reference)
+    return x + noise_nm * torch.randn(count, *x.shape, generator=generator, dtype=x.dtype)
+
+
+def draws(placement: Placement, count: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Beads of the reference and y around it: bonds and angles near it, torsions over a part of their supports."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.as_tensor(placement.plan.system.reference)[None]
+    x = placement.relabel(x).expand(count, -1, -1)
+    y = placement.split(x)[0]
+    kinds = [c.kind for c in placement.coordinates]
+    noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    width = torch.tensor([{"bond": 0.003, "angle": 0.05, "torsion": 0.0}[kind] for kind in kinds], dtype=y.dtype)
+    y = y + width * noise
+    torsions = 2 * placement.n_rows
+    centre = torch.tensor([c.centre for c in placement.coordinates[torsions:]], dtype=y.dtype)
+    half = torch.tensor([c.width / 2 for c in placement.coordinates[torsions:]], dtype=y.dtype)
+    u = 2 * torch.rand(count, placement.n_rows, generator=generator, dtype=y.dtype) - 1
+    y[:, torsions:] = centre + spread * half * u
+    return placement.bead_positions(x), y
+
+
+def bond_lengths(placement: Placement, x: Tensor) -> Tensor:
+    graph = placement.plan.system.graph
+    pairs = torch.tensor([(i, j) for i, around in enumerate(graph.neighbours) for j in around if i < j])
+    return (x[:, pairs[:, 0]] - x[:, pairs[:, 1]]).norm(dim=2)
+
+
+def rows_of(placement: Placement, residue: str, atom: str) -> list[int]:
+    return [k for k, row in enumerate(placement.plan.rows) if row.key.startswith(f"{residue} {atom} ")]
