@@ -59,6 +59,8 @@ def run_in_openmm(
         try:
             with TRRFile(str(partial), "w") as stream:
                 for step, positions in _simulate(system, settings, progress):
+                    if step == 0:
+                        began = time.monotonic()  # as mdrun's own speed, without what comes before the first step
                     frame = np.asarray(positions, dtype=np.float32)
                     box = system.box[-1].astype(np.float32)
                     stream.write(frame, None, None, box, step, step * settings.dt_ps, 0.0, len(frame))
