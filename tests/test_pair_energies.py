@@ -115,7 +115,7 @@ def torsion(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
 
 @pytest.mark.parametrize("box", [None, BOX, TRICLINIC], ids=["free", "rectangular", "triclinic"])
 def test_energy_is_that_of_brute_force(box: np.ndarray | None) -> None:
-    topology, potential = chain(), model(0.95)
+    topology, potential = chain(3), model(0.95)
     sample = frames(topology, box)
     found = energies_and_forces(potential, topology, sample)
     wanted = [brute_force(potential, topology, x, box) for x in sample.positions]

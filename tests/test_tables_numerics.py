@@ -15,6 +15,7 @@ from ccg_gmx.potential.distributions import pair_numbers, sample_distributions
 from ccg_gmx.potential.evaluate import energies_and_forces
 from ccg_gmx.potential.inversion import (
     BasisSettings,
+    UpdateSettings,
     blank_model,
     direct_inversion,
     first_peak,
@@ -144,6 +145,70 @@ def test_direct_inversion_of_bonded_terms_takes_the_measure_off() -> None:
     assert np.abs(value - wanted - np.mean(value - wanted)).max() < 0.1 * kT
     flat = found.bonded["a"].value_and_slope(np.linspace(0.3, 2.8, 30))[0]
     assert np.ptp(flat) < 0.15 * kT
+
+
+def five_beads() -> CoarseTopology:
+    bonded = (BondedType("d", "dihedral", ((0, 1, 2, 3),)), BondedType("m", "cmap", ((0, 1, 2, 3, 4),)))
+    names, ones = tuple("ABCDE"), (1.0,) * 5
+    return CoarseTopology(
+        ((CoarseMoleculeType("M", names, ("A",) * 5, ones, ("M",) * 5, (1,) * 5, bonded, PAIRS_OF_FIVE), 1),)
+    )
+
+
+PAIRS_OF_FIVE = tuple((i, j) for j in range(5) for i in range(j))
+
+
+def placed(angles: np.ndarray) -> BeadFrames:
+    """Five beads with two torsions ``[T, 2]``; bonds of 0.2 nm, angles of 100 degrees."""
+    bend = np.radians(100.0)
+    x = np.zeros((len(angles), 5, 3))
+    x[:, 1] = [0.2, 0.0, 0.0]
+    x[:, 2] = [0.2 - 0.2 * np.cos(bend), 0.2 * np.sin(bend), 0.0]
+    for k in range(2):
+        a, b, c = x[:, k], x[:, k + 1], x[:, k + 2]
+        along = (c - b) / np.linalg.norm(c - b, axis=1, keepdims=True)
+        normal = np.cross(b - a, along)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        across, turn = np.cross(normal, along), angles[:, k : k + 1]
+        out = np.cos(turn) * across + np.sin(turn) * normal
+        x[:, k + 3] = c + 0.2 * (-np.cos(bend) * along + np.sin(bend) * out)
+    return BeadFrames(x, np.arange(float(len(x))))
+
+
+def torsion_energy(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
+    """kT; coupled, with its minimum at zero."""
+    return 1.0 - np.cos(phi - psi) + 0.5 * (1.0 + np.cos(psi))
+
+
+@pytest.fixture(scope="module")
+def torsions() -> tuple[BeadFrames, BeadFrames]:
+    """Frames that follow ``torsion_energy``, and frames that follow nothing."""
+    free = np.random.default_rng(21).uniform(-np.pi, np.pi, size=(200000, 2))
+    keep = np.random.default_rng(22).uniform(size=len(free)) < np.exp(-torsion_energy(*free.T))
+    return placed(free[keep]), placed(np.random.default_rng(23).uniform(-np.pi, np.pi, size=(60000, 2)))
+
+
+def test_torsions_and_their_map_are_inverted(torsions: tuple[BeadFrames, BeadFrames]) -> None:
+    settings = BasisSettings(knots=12)
+    target = sample_distributions(five_beads(), [torsions[0]], 0.0)
+    blank = blank_model(target, TEMPERATURE, 0.0, settings)
+    direct = direct_inversion(target, blank, settings)
+    # One step of the iterative method from no potential at all, whose torsions are even, is the same inversion.
+    even = sample_distributions(five_beads(), [torsions[1]], 0.0)
+    step = iterative_step(blank, even, target, settings, UpdateSettings(roughness_kT=1.0))
+    grid = np.linspace(-np.pi, np.pi, 25)
+    phi, psi = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
+    wanted = torsion_energy(phi, psi)
+    marginal = -np.log(np.exp(-torsion_energy(grid[:, None], grid[None, :-1])).mean(axis=1))
+    low = wanted < 1.5
+    for model_ in (direct, step):
+        found = model_.maps["m"].value_and_gradient(phi, psi)[0] / model_.kT
+        off = (found - wanted)[low] - np.mean((found - wanted)[low])
+        assert np.sqrt(np.mean(off**2)) < 0.08
+        pull = off / (model_.maps["m"].error(phi, psi)[low] / model_.kT)
+        assert np.sqrt(np.mean(pull**2)) < 2.0
+        curve = model_.bonded["d"].value_and_slope(grid)[0] / model_.kT
+        assert np.abs(curve - marginal - np.mean(curve - marginal)).max() < 0.06
 
 
 def test_iterative_inversion_recovers_the_potential_of_a_fluid() -> None:

@@ -104,7 +104,7 @@ class TableRequest:
                 yield frames_where(chunk, keep)
 
     def key(self) -> str:
-        """Hash of all that the result depends on; files count by content of the topology and size of the frames.
+        """Hash of all that the result depends on; of the trajectory its size, its first and its last megabyte.
 
         The limits at which iterations stop are left out: a job may go on with others.
         """
@@ -112,11 +112,18 @@ class TableRequest:
         content = {name: value for name, value in asdict(self).items() if name not in loose}
         try:
             content["topology"] = hashlib.sha256(self.topology.read_bytes()).hexdigest()
-            state = self.trajectory.stat()
+            content["trajectory"] = _ends(self.trajectory)
         except OSError as error:
             raise SettingsError(f"{error.filename}: {error.strerror}", remedy="check the path") from None
-        content["trajectory"] = [state.st_size, state.st_mtime_ns]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _ends(path: Path) -> str:
+    size, piece = path.stat().st_size, 2**20
+    with path.open("rb") as stream:
+        head = stream.read(piece)
+        stream.seek(max(size - piece, 0))
+        return f"{size} {hashlib.sha256(head + stream.read(piece)).hexdigest()}"
 
 
 def frames_where(frames: BeadFrames, keep: Any) -> BeadFrames:

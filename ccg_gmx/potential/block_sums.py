@@ -7,7 +7,7 @@ import numpy as np
 from ccg_gmx.records import FloatArray
 
 MOST_BLOCKS = 32
-"""Blocks at the end: between 16 and 32. Few enough to be longer than correlations, enough for an error of 15 %."""
+"""Blocks at the end: between 16 and 31. Few enough to be longer than correlations, enough for an error of 15 %."""
 
 
 class BlockSums:
@@ -25,17 +25,24 @@ class BlockSums:
         self.length = 1
         """Frames in a block."""
 
-    def add(self, value: FloatArray) -> None:
-        """Add one frame's array."""
+    @property
+    def room(self) -> int:
+        """Frames that the present block still takes."""
+        return self.length - self._inside
+
+    def add(self, value: FloatArray, frames: int = 1) -> None:
+        """Add one frame's array, or the sum over several that the present block has room for."""
+        if not 0 < frames <= self.room:
+            raise ValueError(f"{frames} frames where there is room for {self.room}")
+        self._blocks[self._full] += value
+        self._inside += frames
+        if self._inside == self.length:
+            self._full, self._inside = self._full + 1, 0
         if self._full == len(self._blocks):
             joined = self._blocks[0::2] + self._blocks[1::2]
             self._blocks[: len(joined)] = joined
             self._blocks[len(joined) :] = 0.0
             self._full, self.length = len(joined), 2 * self.length
-        self._blocks[self._full] += value
-        self._inside += 1
-        if self._inside == self.length:
-            self._full, self._inside = self._full + 1, 0
 
     @property
     def frames(self) -> int:

@@ -23,7 +23,7 @@ from ccg_gmx.potential.evaluate import check_frames, curve_table
 from ccg_gmx.potential.geometry import BondedGeometry
 from ccg_gmx.potential.model import pair_key
 from ccg_gmx.potential.pair_list import PairFinder
-from ccg_gmx.records import BeadFrames, FloatArray
+from ccg_gmx.records import BeadFrames, FloatArray, IntArray
 
 LONGEST_BOND_NM = 3.0
 BINS = {"bond": 3000, "angle": 720, "dihedral": 360}
@@ -169,7 +169,7 @@ class DistributionSampler:
         self._pairs = BlockSums((len(self._numbers), bins))
         kinds = {name: topology.kind(name) for name in topology.bonded_names}
         self._bonded = {name: BlockSums((BINS[kind],)) for name, kind in kinds.items() if kind != "cmap"}
-        self._maps = {name: BlockSums((MAP_BINS, MAP_BINS)) for name, kind in kinds.items() if kind == "cmap"}
+        self._maps = {name: BlockSums((MAP_BINS**2,)) for name, kind in kinds.items() if kind == "cmap"}
         self._frames, self._volume, self._inverse_volume, self._boxed = 0, 0.0, 0.0, True
 
     def add(self, frames: BeadFrames) -> None:
@@ -184,12 +184,11 @@ class DistributionSampler:
             self._inverse_volume += float((1.0 / volume).sum())
         geometry = BondedGeometry(self.topology, frames)
         for name, sums in self._bonded.items():
-            for row in _bins(self.topology.kind(name), name, geometry.term(name)[0].values):
-                sums.add(np.bincount(row, minlength=BINS[self.topology.kind(name)]).astype(np.float64))
+            kind = self.topology.kind(name)
+            _count(sums, _bins(kind, name, geometry.term(name)[0].values), BINS[kind])
         for name, sums in self._maps.items():
             phi, psi = (_angle_bins(part.values, MAP_BINS) for part in geometry.term(name))
-            for row in phi * MAP_BINS + psi:
-                sums.add(np.bincount(row, minlength=MAP_BINS**2).reshape(MAP_BINS, MAP_BINS).astype(np.float64))
+            _count(sums, phi * MAP_BINS + psi, MAP_BINS**2)
         if self._numbers:
             self._add_pairs(frames)
 
@@ -221,7 +220,7 @@ class DistributionSampler:
             pairs[key] = Histogram("pair", self._edges, counts[k], number * density * shell, error[k])
         return Distributions(
             {name: _bonded_histogram(kinds[name], sums) for name, sums in self._bonded.items()},
-            {name: MapHistogram(*_counts_and_error(sums)) for name, sums in self._maps.items()},
+            {name: _map_histogram(sums) for name, sums in self._maps.items()},
             pairs,
             self._frames,
             self._volume / self._frames if self._boxed else None,
@@ -245,6 +244,21 @@ def _counts_and_error(sums: BlockSums) -> tuple[FloatArray, FloatArray]:
     return counts, np.sqrt(np.maximum(np.nan_to_num(blocks) ** 2, counts))
 
 
+def _count(sums: BlockSums, bins: IntArray, size: int) -> None:
+    """Add the bins ``[T, m]`` of T frames, as many frames at a time as the present block takes."""
+    start = 0
+    while start < len(bins):
+        frames = min(sums.room, len(bins) - start)
+        row = np.bincount(bins[start : start + frames].ravel(), minlength=size)
+        sums.add(row.astype(np.float64), frames)
+        start += frames
+
+
+def _map_histogram(sums: BlockSums) -> MapHistogram:
+    counts, error = _counts_and_error(sums)
+    return MapHistogram(counts.reshape(MAP_BINS, MAP_BINS), error.reshape(MAP_BINS, MAP_BINS))
+
+
 def _bonded_histogram(kind: BondedKind, sums: BlockSums) -> Histogram:
     if kind == "bond":
         edges = np.linspace(0.0, LONGEST_BOND_NM, BINS[kind] + 1)
@@ -259,7 +273,7 @@ def _bonded_histogram(kind: BondedKind, sums: BlockSums) -> Histogram:
     return Histogram(cast(CurveKind, kind), edges, counts, counts.sum() * measure / measure.sum(), error)
 
 
-def _bins(kind: BondedKind, name: str, values: FloatArray) -> FloatArray:
+def _bins(kind: BondedKind, name: str, values: FloatArray) -> IntArray:
     """Bin ``[T, m]`` of each value."""
     if kind == "dihedral":
         return _angle_bins(values, BINS[kind])
@@ -273,5 +287,5 @@ def _bins(kind: BondedKind, name: str, values: FloatArray) -> FloatArray:
     return np.minimum((values * (BINS[kind] / top)).astype(np.int64), BINS[kind] - 1)
 
 
-def _angle_bins(values: FloatArray, bins: int) -> FloatArray:
+def _angle_bins(values: FloatArray, bins: int) -> IntArray:
     return np.minimum(((values + math.pi) * (bins / (2.0 * math.pi))).astype(np.int64), bins - 1)
