@@ -129,7 +129,7 @@ class _BlockPlanner:
             self._beads_of_residue.setdefault(int(self.system.residues[bead]), []).append(bead)
 
     def run(self) -> BlockPlan:
-        fragments = self._merged(self._fragments())
+        fragments = self._closed(self._merged(self._closed(self._fragments())))
         owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
         depths = self._depths(fragments, owner)
         touched = [self._touched(atoms) for atoms in fragments]
@@ -183,15 +183,43 @@ class _BlockPlanner:
 
     def _depths(self, fragments: list[list[int]], owner: dict[int, int], siblings: bool = True) -> list[int]:
         """Longest way through references from the beads; without ``siblings``, offsets between siblings count not."""
+        needs = self._needs(fragments, owner, siblings)
         depths = [0] * len(fragments)
-        for row in sorted(self.rows, key=lambda row: row.level):  # references are on lower levels, so one walk does
-            own = owner[row.atom]
-            needs = {row.parent, row.angle_ref, row.torsion_ref}
+        for _ in range(len(fragments) + 1):
+            deeper = [max((1 + depths[other] for other in own), default=0) for own in needs]
+            if deeper == depths:
+                return depths
+            depths = deeper
+        raise TopologyError(
+            "fragments that refer to one another in a ring", expected="beads that divide the molecule further"
+        )
+
+    def _needs(self, fragments: list[list[int]], owner: dict[int, int], siblings: bool) -> list[set[int]]:
+        """Fragments that the placement of each fragment refers to."""
+        needs: list[set[int]] = [set() for _ in fragments]
+        for row in self.rows:
+            references = {row.parent, row.angle_ref, row.torsion_ref}
             if siblings or not row.shares_frame:
-                needs.add(row.measured_from)
-            others = {owner[atom] for atom in needs if atom in owner} - {own}
-            depths[own] = max([depths[own], *(1 + depths[other] for other in others)])
-        return depths
+                references.add(row.measured_from)
+            needs[owner[row.atom]] |= {owner[atom] for atom in references if atom in owner}
+        for own, others in enumerate(needs):
+            others.discard(own)
+        return needs
+
+    def _closed(self, fragments: list[list[int]]) -> list[list[int]]:
+        """Join fragments that refer to one another in a ring."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
+        pairs = [(k, other) for k, others in enumerate(self._needs(fragments, owner, True)) for other in others]
+        first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(fragments), len(fragments)))
+        count, labels = connected_components(graph, directed=True, connection="strong")
+        joined: list[list[int]] = [[] for _ in range(count)]
+        for label, atoms in zip(labels, fragments, strict=True):
+            joined[label] += atoms
+        return sorted(joined, key=min)
 
     # --- one block -----------------------------------------------------------------------------------------------
 
