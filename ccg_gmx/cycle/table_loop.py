@@ -26,7 +26,7 @@ from ccg_gmx.potential.inversion import (
 from ccg_gmx.potential.layout import ModelLayout
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.potential.npz_file import load_arrays, save_arrays
-from ccg_gmx.potential.pressure import Pressure, PressureSampler, correct_pressure
+from ccg_gmx.potential.pressure import Pressure, PressureSampler, correct_pressure, pressure_response
 from ccg_gmx.potential.relative_entropy import Features, FeatureSampler, NewtonSettings, newton_step, sample_features
 from ccg_gmx.records import FloatArray
 
@@ -57,6 +57,7 @@ class TableLoop:
     blank: CoarseModel
     runner: Runner
     log: Callable[[str], None]
+    _foreseen: float | None = None
 
     def run(self) -> tuple[CoarseModel, bool, dict[str, Any]]:
         """Iterate; gives the model, whether it is within all tolerances, and what the summary says of it."""
@@ -145,18 +146,34 @@ class TableLoop:
                     expected="a radial distribution function that is not empty",
                     remedy="run longer, or start from a better model",
                 )
-        if not record["structure"] or number == 0:
-            if request.method == "ibi":
-                model = iterative_step(model, found, self.target, request.basis, UpdateSettings(request.damping))
-            else:
-                settings = NewtonSettings(request.damping)
-                step = newton_step(
-                    self._layout, model, _load_features(folder / "features.npz"), self._target_features, settings
-                )
-                model = finished_model(step.model, self.target, request.basis)
+        moved = not record["structure"] or number == 0
+        if moved:
+            model = self._improved(folder, model, found)
         if request.pressure_bar is not None:
-            pressure = Pressure(record["pressure_bar"], record["pressure_error"] or 0.0)
-            model, _ = correct_pressure(model, found, pressure, request.pressure_bar)
+            model = self._levelled(model, found, record, moved)
+        return model
+
+    def _improved(self, folder: Path, model: CoarseModel, found: Distributions) -> CoarseModel:
+        """Take a step of the method."""
+        request = self.request
+        if request.method == "ibi":
+            return iterative_step(model, found, self.target, request.basis, UpdateSettings(request.damping))
+        features, settings = _load_features(folder / "features.npz"), NewtonSettings(request.damping)
+        step = newton_step(self._layout, model, features, self._target_features, settings)
+        return finished_model(step.model, self.target, request.basis)
+
+    def _levelled(self, model: CoarseModel, found: Distributions, record: dict[str, Any], moved: bool) -> CoarseModel:
+        """Correct the pressure that is to be expected.
+
+        A step of the method moves the pressure too, time after time in the same direction. What the last step did
+        beyond its ramp is what the next one is expected to do; without that the pressure settles off its target.
+        """
+        assert self.request.pressure_bar is not None
+        present, before = record["pressure_bar"], self._foreseen
+        drift = present - before if moved and before is not None else 0.0
+        expected = Pressure(present + drift, record["pressure_error"] or 0.0)
+        model, height = correct_pressure(model, found, expected, self.request.pressure_bar)
+        self._foreseen = present + height * pressure_response(model, found) if moved else None
         return model
 
     @cached_property
