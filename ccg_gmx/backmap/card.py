@@ -27,7 +27,7 @@ from ccg_gmx.records import FloatArray
 
 CARD_ATOMS = 3_000_000
 """Restored atoms that a card is made of, at most."""
-CHUNK_ATOMS = 40_000
+CHUNK_ATOMS = 200_000
 DIVERSITY_SAMPLES = 4
 
 
@@ -51,6 +51,7 @@ def make_card(
     *,
     samples: int,
     candidates: int,
+    rounds: int,
     seed: int,
     energy: Any = None,
     progress: Any = None,
@@ -63,13 +64,14 @@ def make_card(
         fine: ``[T, N, 3]`` nm, held out, relabelled.
         samples: draws of each frame.
         candidates: as in :class:`ccg_gmx.backmap.sampling.Sampler`.
+        rounds: likewise.
         seed: of the draws.
         energy: energies in kT of frames, or None.
         progress: called with (done, total).
     """
     fine = fine[:: max(1, math.ceil(len(fine) * len(system.atoms) * samples / CARD_ATOMS))]
     beads = fine[:, system.beads]
-    sampler = Sampler(flow, system, candidates)
+    sampler = Sampler(flow, system, candidates, rounds)
     begin = time.perf_counter()
     positions, log_q, log_choice = _draw(sampler, beads, samples, seed, progress)
     seconds = time.perf_counter() - begin
@@ -82,6 +84,7 @@ def make_card(
         "held_out_frames": len(fine),
         "samples": samples,
         "candidates": candidates,
+        "rounds": rounds,
         "seconds_per_frame": seconds / len(flat),
         "clash_fraction_fine": float(np.mean(clash_counts(contact_rules(system.atoms), fine) > 0)),
         "diversity_nm": diversity_nm(positions, system.beads),

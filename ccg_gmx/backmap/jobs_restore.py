@@ -29,6 +29,7 @@ class RestoreRequest:
         out: trajectory to write.
         samples: fine frames per coarse one.
         candidates: draws of each block.
+        rounds: draws of each frame.
         weights: energies and log-weights.
         tpr: run input, or None.
         structure: reference of another molecule, or None.
@@ -44,7 +45,8 @@ class RestoreRequest:
     coarse: Path
     out: Path
     samples: int = 1
-    candidates: int = 16
+    candidates: int = 8
+    rounds: int = 2
     weights: bool = False
     tpr: Path | None = None
     structure: Path | None = None
@@ -64,7 +66,9 @@ def restore_from_files(request: RestoreRequest, progress: Progress | None = None
     """
     target = load_target(request.model, request.tpr, request.structure)
     energy = reduced_energy(target) if request.weights else None
-    settings = RestoreSettings(request.samples, request.candidates, request.seed, request.stride, request.frames)
+    settings = RestoreSettings(
+        request.samples, request.candidates, request.rounds, request.seed, request.stride, request.frames
+    )
     begin = time.perf_counter()
     table = restore_trajectory(
         target.model.flow, target.system, request.coarse, request.out, settings, energy=energy, progress=progress
@@ -126,6 +130,7 @@ def make_report(request: RestoreRequest, target: Target, energy: Any) -> Card:
         read_held_out(request.model),
         samples=max(request.samples, DIVERSITY_SAMPLES),
         candidates=request.candidates,
+        rounds=request.rounds,
         seed=request.seed + 1,
         energy=energy,
     )

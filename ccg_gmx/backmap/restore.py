@@ -27,7 +27,7 @@ from ccg_gmx.records import BeadFrames, FloatArray
 
 XTC_PRECISION = 1e6
 """Of the positions written, 1/nm: the usual 1000 would move beads by 5e-4 nm."""
-CHUNK_ATOMS = 40_000
+CHUNK_ATOMS = 200_000
 """Atoms restored at once, candidates included; bounds the memory."""
 LONGEST_STEP = 2.0
 """Two bead neighbours may be this many times further apart than in the reference before their order is doubted."""
@@ -44,6 +44,7 @@ class RestoreSettings:
     Attributes:
         samples: restored frames of each coarse frame.
         candidates: draws of each block of which one is taken, so that atoms do not overlap.
+        rounds: the same of whole frames.
         seed: of the noise.
         stride: every so-manyth coarse frame.
         frames: at most so many coarse frames; None for all.
@@ -51,6 +52,7 @@ class RestoreSettings:
 
     samples: int = 1
     candidates: int = 8
+    rounds: int = 2
     seed: int = 0
     stride: int = 1
     frames: int | None = None
@@ -85,7 +87,7 @@ def restore_trajectory(
     out, coarse = Path(out), Path(coarse)
     if out.suffix not in (".xtc", ".trr"):
         raise SettingsError(f"-o {out}", expected="a name that ends in .xtc or .trr")
-    sampler = Sampler(flow, system, settings.candidates)
+    sampler = Sampler(flow, system, settings.candidates, settings.rounds)
     journal = _Journal(out, _contract(flow, system, coarse, settings, energy is not None))
     size = max(1, CHUNK_ATOMS // (len(system.atoms) * settings.samples * settings.candidates))
     for index, piece in enumerate(_chunks(coarse, system, settings, size)):

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.backmap import features
-from ccg_gmx.backmap.contacts import ContactRules, Surround, Turn, choose, contact_rules, surround_of
+from ccg_gmx.backmap.contacts import (
+    COST_PER_CLASH,
+    UNREACHABLE,
+    ContactRules,
+    Surround,
+    Turn,
+    choose,
+    clash_counts,
+    contact_rules,
+    surround_of,
+)
 from ccg_gmx.backmap.features import KindView, SystemView
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.system import BackmapSystem
@@ -34,14 +44,18 @@ class Draws:
 class Sampler:
     """Draws all blocks of a system, with a number of candidates for each.
 
+    Blocks are taken one after the other, so a frame can end without room for the last. Therefore frames have candidates
+    as well, of which one is taken by its clashes in the same way and with the same account in ``log_choice``.
+
     Args:
         flow: trained.
         system: of the kinds that the flow knows.
         candidates: draws of each block of which one is taken; 1 is the plain flow.
+        rounds: draws of each frame of which one is taken.
     """
 
-    def __init__(self, flow: BackmapFlow, system: BackmapSystem, candidates: int = 1) -> None:
-        self.flow, self.system, self.candidates = flow, system, candidates
+    def __init__(self, flow: BackmapFlow, system: BackmapSystem, candidates: int = 1, rounds: int = 1) -> None:
+        self.flow, self.system, self.candidates, self.rounds = flow, system, candidates, rounds
         self.view: SystemView = flow.view(system)
         self.rules: ContactRules = contact_rules(system.atoms)
         self._surround: Surround = surround_of(system)
@@ -74,6 +88,26 @@ class Sampler:
             beads: ``[T, n, 3]`` nm.
             generator: source of the noise.
         """
+        if self.rounds == 1:
+            return self._draw_once(beads, generator)
+        found = [self._draw_once(beads, generator) for _ in range(self.rounds)]
+        cost = torch.stack([self._cost(draws) for draws in found])
+        weight = torch.exp(cost.amin(0) - cost)
+        pick = torch.multinomial(weight.T, 1, generator=generator)[:, 0]
+        rows = torch.arange(len(beads))
+        log_g = torch.log(weight[pick, rows] / weight.mean(0)).to(beads.dtype)
+        positions, log_q, log_choice = (
+            torch.stack([getattr(draws, name) for draws in found])[pick, rows]
+            for name in ("positions", "log_q", "log_choice")
+        )
+        return Draws(positions, log_q, log_choice + log_g)
+
+    def _cost(self, draws: Draws) -> Tensor:
+        """kT that a frame pays for its clashes, ``[T]``."""
+        clashes = torch.from_numpy(clash_counts(self.rules, draws.positions.numpy())).to(torch.float64)
+        return COST_PER_CLASH * clashes + UNREACHABLE * (~torch.isfinite(draws.log_q)).to(torch.float64)
+
+    def _draw_once(self, beads: Tensor, generator: torch.Generator) -> Draws:
         frames, m = len(beads), self.candidates
         placement = self.system.placement
         y = self._filler.to(beads.dtype).expand(frames, -1).clone()

@@ -130,8 +130,9 @@ def backmap_restore(model: Path, coarse: Path, out: Path, as_json: bool, quiet: 
     """Restore a coarse trajectory: atoms on the beads, exactly, and ln q of every frame in OUT.npz.
 
     CG_TRAJ holds the beads, or all atoms, whose beads are then taken. Of each block (a side chain for one) several
-    candidates are drawn and one without overlaps is preferred; log_choice in OUT.npz keeps the weights exact.
-    --candidates 1 is the plain flow. Interrupted, it goes on when the same command is given again.
+    candidates are drawn and one without overlaps is preferred, and so with frames; log_choice in OUT.npz keeps the
+    weights exact. --candidates 1 --rounds 1 is the plain flow. Interrupted, it goes on when the same command is given
+    again.
 
     Example: ccg backmap protein.pt coarse.xtc -o fine.xtc --samples 4 --report
     """
