@@ -111,9 +111,8 @@ def _train_text(facts: dict[str, Any], out: Path) -> str:
 @click.argument("coarse", metavar="CG_TRAJ", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Restored frames, .xtc or .trr.")
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Fine frames per coarse one.")
-@click.option(
-    "--candidates", type=click.IntRange(min=1), default=16, show_default=True, help="Draws of a block; see below."
-)
+@click.option("--candidates", type=click.IntRange(min=1), default=8, show_default=True, help="Draws of each block.")
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True, help="Draws of each frame.")
 @click.option("--weights", is_flag=True, help="Energies and log-weights; needs --tpr of the molecule in vacuum.")
 @click.option("--tpr", type=click.Path(path_type=Path), default=None, help="Run input: energies, or another molecule.")
 @click.option("--structure", type=click.Path(path_type=Path), default=None, help="Reference of another molecule.")
