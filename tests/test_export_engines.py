@@ -321,7 +321,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         "24 x 24": [*files, "--to", "lammps", "--out", tmp_path / "a"],
         "this is no export": [*files, "--out", tmp_path / "mine", "--force"],
         "no file": [files[0], files[1], tmp_path / "absent.gro", "--out", tmp_path / "a"],
-        "no coarse topology": [files[0], files[0], files[2], "--out", tmp_path / "a"],
+        "expected a .topology.json": [files[0], files[0], files[2], "--out", tmp_path / "a"],
         "results.json": [tmp_path / "mine", "--out", tmp_path / "a"],
         "no whole export": ["--check", tmp_path / "mine"],
         "give MODEL.npz": [*files],
