@@ -25,7 +25,7 @@ from ccg_gmx.export.gromacs_system import MDP, STRUCTURE, TOPOLOGY, gromacs_file
 from ccg_gmx.export.plumed_pairs import INPUT, pair_files
 from ccg_gmx.records import FloatArray
 
-_RECORD = "inputs.json"
+TPR, _RECORD = "run.tpr", "inputs.json"
 _CUTOFF_NM = 0.1  # of interactions that do not exist
 
 
@@ -53,7 +53,7 @@ def run_in_gromacs(
     files = _files(system, settings, choice)
     folder = writable_folder(folder)
     _claim(folder, files)
-    tpr = folder / "run.tpr"
+    tpr = folder / TPR
     if not tpr.is_file():  # a resumed run needs the very file it began with
         gmx.grompp(files[MDP], folder / STRUCTURE, folder / TOPOLOGY, tpr)
     done = gmx.mdrun(
@@ -112,6 +112,8 @@ def _claim(folder: Path, files: dict[str, str]) -> None:
                 remedy="use another folder or remove the old files",
             )
         return
+    if (folder / TPR).exists():
+        raise StoreError(f"{folder} holds a run, but no {_RECORD} that says of what", remedy="use another folder")
     for name, text in files.items():
         write_text(folder / name, text)
     write_text(record, json.dumps(digests, indent=1) + "\n")
