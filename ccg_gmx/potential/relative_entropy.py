@@ -16,7 +16,6 @@ from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.potential.block_sums import BlockSums
 from ccg_gmx.potential.layout import ModelLayout
 from ccg_gmx.potential.model import CoarseModel
-from ccg_gmx.potential.smooth_fit import solve_positive
 from ccg_gmx.records import BeadFrames, FloatArray
 
 
@@ -138,11 +137,26 @@ def newton_step(
     frames = float(np.trace(found.covariance) / max(np.trace(noise), 1e-300))
     prior = layout.prior(settings.roughness_kT) + np.eye(layout.size) / settings.step_kT**2
     hessian = frames * found.covariance + prior
-    y, moved = solve_positive(hessian, -frames * gradient, frames * noise)
-    (spread,) = solve_positive(hessian, frames * moved.T)
+    y, spread = _shrunk_solution(hessian, -frames * gradient, frames**2 * noise)
     y = y * min(1.0, settings.largest_kT / max(float(np.abs(y).max(initial=0.0)), 1e-300))
     x = layout.vector(model) + settings.damping * kT * y
-    return NewtonStep(layout.with_vector(x, kT**2 * 0.5 * (spread + spread.T)), gradient, _misfit(gradient, noise))
+    return NewtonStep(layout.with_vector(x, kT**2 * spread), gradient, _misfit(gradient, noise))
+
+
+def _shrunk_solution(hessian: FloatArray, right: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Solve mode by mode, each shrunk by what of it may be noise; the solution and its covariance without shrinking.
+
+    A liquid has modes that hardly change its structure but much its pressure. Steps in them that are mere noise would
+    add up to a random walk. A mode of size a and error s is taken times ``1 - (s / a)^2``, and not at all below its
+    error: the positive part of Stein's estimator.
+    """
+    scale = 1.0 / np.sqrt(np.diag(hessian))
+    values, modes = np.linalg.eigh(hessian * np.outer(scale, scale))
+    modes = scale[:, None] * modes
+    size, variance = modes.T @ right, np.einsum("ki,kl,li->i", modes, noise, modes)
+    kept = np.maximum(1.0 - variance / np.maximum(size**2, 1e-300), 0.0)
+    inverse = modes / values @ modes.T
+    return modes @ (kept * size / values), inverse @ noise @ inverse
 
 
 def _misfit(gradient: FloatArray, noise: FloatArray) -> float:
