@@ -58,6 +58,7 @@ class TableLoop:
     runner: Runner
     log: Callable[[str], None]
     _foreseen: float | None = None
+    _drift: float = 0.0
 
     def run(self) -> tuple[CoarseModel, bool, dict[str, Any]]:
         """Iterate; gives the model, whether it is within all tolerances, and what the summary says of it."""
@@ -165,13 +166,15 @@ class TableLoop:
     def _levelled(self, model: CoarseModel, found: Distributions, record: dict[str, Any], moved: bool) -> CoarseModel:
         """Correct the pressure that is to be expected.
 
-        A step of the method moves the pressure too, time after time in the same direction. What the last step did
-        beyond its ramp is what the next one is expected to do; without that the pressure settles off its target.
+        A step of the method moves the pressure too, time after time in the same direction. What the last steps did
+        beyond their ramps, averaged with halving weights, is what the next one is expected to do; without that the
+        pressure settles off its target.
         """
         assert self.request.pressure_bar is not None
         present, before = record["pressure_bar"], self._foreseen
-        drift = present - before if moved and before is not None else 0.0
-        expected = Pressure(present + drift, record["pressure_error"] or 0.0)
+        if before is not None:
+            self._drift = 0.5 * (self._drift + present - before)
+        expected = Pressure(present + (self._drift if moved else 0.0), record["pressure_error"] or 0.0)
         model, height = correct_pressure(model, found, expected, self.request.pressure_bar)
         self._foreseen = present + height * pressure_response(model, found) if moved else None
         return model
