@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ccg_gmx.backmap.blocks import KindTable
@@ -27,6 +28,8 @@ EXCLUDED_RESIDUES = 2
 SHELLS_NM = (0.5, 0.8, 1.1)
 SHELL_WIDTH_NM = 0.22
 CUTOFF_NM = 1.5
+MANY_BEADS = 100
+"""From so many beads on, neighbours are found by a tree."""
 N_HARMONICS = 9
 N_SURROUNDINGS = 2 * N_HARMONICS * len(SHELLS_NM)
 N_PROPERTIES = 9
@@ -161,10 +164,31 @@ def surroundings(x: Tensor, view: SystemView) -> tuple[Tensor, Tensor, Tensor]:
         Numbers ``[k, n_beads, T]``, distances in nm (inf: none), and the bead positions ``[3, n_beads, T]``.
     """
     beads = x.index_select(1, view.beads)
+    if len(view.beads) > MANY_BEADS:
+        return (*_nearest_by_tree(beads, view), beads)
     squares = ((beads.unsqueeze(2) - beads.unsqueeze(1)) ** 2).sum(0)
     squares = squares.masked_fill(view.near.unsqueeze(2), torch.inf)
     found = torch.topk(squares, min(NEAREST, len(view.beads)), dim=0, largest=False)
     return found.indices, found.values, beads
+
+
+def _nearest_by_tree(beads: Tensor, view: SystemView) -> tuple[Tensor, Tensor]:
+    """Numbers and squared distances ``[k, n_beads, T]`` by a tree for each frame: linear in the beads."""
+    points = beads.detach().permute(2, 1, 0).to(torch.float64).numpy()
+    near = view.near.numpy()
+    count = min(len(near), NEAREST + int(near.sum(1).max()))
+    numbers = np.empty((len(points), len(near), NEAREST), dtype=np.int64)
+    squares = np.empty(numbers.shape)
+    for k, frame in enumerate(points):
+        distance, index = cKDTree(frame).query(frame, k=count)
+        hidden = near[np.arange(len(near))[:, None], index]
+        order = np.argsort(hidden, axis=1, kind="stable")[:, :NEAREST]
+        numbers[k] = np.take_along_axis(index, order, 1)
+        squares[k] = np.where(np.take_along_axis(hidden, order, 1), np.inf, np.take_along_axis(distance, order, 1) ** 2)
+    return (
+        torch.from_numpy(numbers.transpose(2, 1, 0).copy()),
+        torch.from_numpy(squares.transpose(2, 1, 0).copy()).to(beads.dtype),
+    )
 
 
 def picture(

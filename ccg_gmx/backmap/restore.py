@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ccg_gmx.backmap.data import atoms_of
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.sampling import Sampler
 from ccg_gmx.backmap.system import BackmapSystem
+from ccg_gmx.engine.run_files import storing
 from ccg_gmx.errors import SettingsError, StoreError, TrajectoryError
 from ccg_gmx.molecule.frame_stream import FrameChoice, stream_frames
 from ccg_gmx.molecule.trajectory import make_whole
@@ -90,14 +92,18 @@ def restore_trajectory(
     sampler = Sampler(flow, system, settings.candidates, settings.rounds)
     journal = _Journal(out, _contract(flow, system, coarse, settings, energy is not None))
     size = max(1, CHUNK_ATOMS // (len(system.atoms) * settings.samples * settings.candidates))
-    for index, piece in enumerate(_chunks(coarse, system, settings, size)):
-        if index < journal.pieces:
-            continue
-        beads, time, box, first, done = piece
-        table, positions = _restore(sampler, beads, time, first, settings, index, energy)
-        journal.append(positions, table, np.repeat(box, settings.samples, axis=0))
-        if progress is not None:
-            progress(done, 1.0)
+    try:
+        for index, piece in enumerate(_chunks(coarse, system, settings, size)):
+            if index < journal.pieces:
+                continue
+            beads, time, box, first, done = piece
+            table, positions = _restore(sampler, beads, time, first, settings, index, energy)
+            journal.append(positions, table, np.repeat(box, settings.samples, axis=0))
+            if progress is not None:
+                progress(done, 1.0)
+    except TrajectoryError:
+        journal.discard()
+        raise
     return journal.finish()
 
 
@@ -264,28 +270,39 @@ class _Journal:
 
     def append(self, positions: FloatArray, table: dict[str, FloatArray], box: FloatArray) -> None:
         """Write the frames of a piece, then note that they are there."""
-        kind, mode = (TRRFile if self.out.suffix == ".trr" else XTCFile), "a" if self.step else "w"
-        try:
+        piece = self.out.with_name(f".{self.out.stem}.piece{self.out.suffix}")
+        with storing(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            with kind(str(self.part), mode) as stream:
-                for frame, time, cell in zip(positions.astype(np.float32), table["time_ps"], box, strict=True):
-                    if self.out.suffix == ".trr":
-                        stream.write(frame, None, None, cell.astype(np.float32), self.step, time, 0.0, len(frame))
-                    else:
-                        stream.write(frame, cell.astype(np.float32), self.step, time, XTC_PRECISION)
-                    self.step += 1
-        except OSError as error:
-            raise StoreError(f"{self.part} cannot be written ({error})", remedy="choose another -o") from None
+            self._write(piece, positions, table["time_ps"], box)
+            # Both formats are frames one after the other, so files can be joined; their library cannot append.
+            with self.part.open("ab" if self.pieces else "wb") as stream, piece.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+            piece.unlink()
         self.pieces += 1
         for name in COLUMNS:
             self.columns[name].append(np.asarray(table[name], dtype=np.float64))
         self._note(self.table, pieces=self.pieces, bytes=self.part.stat().st_size, contract=self.contract)
+
+    def _write(self, path: Path, positions: FloatArray, time: FloatArray, box: FloatArray) -> None:
+        kind = TRRFile if self.out.suffix == ".trr" else XTCFile
+        with kind(str(path), "w") as stream:
+            for frame, moment, cell in zip(positions.astype(np.float32), time, box.astype(np.float32), strict=True):
+                if self.out.suffix == ".trr":
+                    stream.write(frame, None, None, cell, self.step, moment, 0.0, len(frame))
+                else:
+                    stream.write(frame, cell, self.step, moment, XTC_PRECISION)
+                self.step += 1
 
     def _note(self, path: Path, **more: Any) -> None:
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp.npz")
         joined = {name: np.concatenate(parts) for name, parts in self.columns.items()}
         np.savez(partial, **joined, **more)  # type: ignore[arg-type]
         os.replace(partial, path)
+
+    def discard(self) -> None:
+        """Leave nothing of a trajectory that cannot be restored to its end."""
+        for path in (self.part, self.table):
+            path.unlink(missing_ok=True)
 
     def finish(self) -> dict[str, FloatArray]:
         """Give both files their names."""

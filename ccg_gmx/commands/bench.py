@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ccg_gmx.commands.bench_backmap import bench_backmap
 from ccg_gmx.commands.bench_flow import bench_flow
 from ccg_gmx.commands.bench_free_energy import bench_free_energy
 from ccg_gmx.commands.bench_map import bench_map
@@ -41,5 +42,5 @@ def bench_energy(as_json: bool, plot: Path | None, frames: int, repeats: int) ->
     click.echo(json.dumps(result, indent=1) if as_json else bench_text(result))
 
 
-for _command in (bench_flow, bench_free_energy, bench_map, bench_pairs, bench_plugin):
+for _command in (bench_backmap, bench_flow, bench_free_energy, bench_map, bench_pairs, bench_plugin):
     bench.add_command(_command)

@@ -1,0 +1,128 @@
+"""``ccg bench backmap``: restored frames per second against the number of atoms.
+
+Molecules are ACE-(ALA)n-NME helices on their backbone beads N, CA and C, so that all sizes have the same kinds of
+blocks. The cost does not depend on the weights of the flow, so nothing is trained: only whitening is fitted. Every
+number is the fastest of several repeats, sizes taken in turn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccg_gmx.backmap.data import read_source
+from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
+from ccg_gmx.backmap.sampling import Sampler
+from ccg_gmx.backmap.system import BEAD_SETS, BackmapSystem, make_system, relabelled
+from ccg_gmx.bench.energy import torch_threads
+from ccg_gmx.bench.peptides import polyalanine
+from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.molecule.trajectory import read_frames
+
+RESIDUES = (1, 15, 333)
+ATOMS_AT_ONCE = 34_000
+NOISE_NM = 0.003
+CANDIDATES = 8
+DRAWN, CHOSEN, SCORED = "draws with ln q", f"draws with ln q, {CANDIDATES} candidates", "ln q of given frames"
+
+
+def bench_backmap(repeats: int = 3, threads: tuple[int, ...] = (1, 2), residues: tuple[int, ...] = RESIDUES) -> Any:
+    """Measure.
+
+    Args:
+        repeats: of every measurement.
+        threads: numbers of torch threads.
+        residues: lengths of the helices.
+
+    Returns:
+        Rows with atoms, threads, what is done and frames per second; and for each thread count and work the largest
+        ratio of costs per atom.
+    """
+    jobs = [_jobs(system) for system in _systems(residues)]
+    rows = []
+    for count in threads:
+        with torch_threads(count):
+            best = [{name: float("inf") for name in work} for _, _, work in jobs]
+            for _ in range(repeats):
+                for fastest, (_, _, work) in zip(best, jobs, strict=True):
+                    for name, job in work.items():
+                        fastest[name] = min(fastest[name], _seconds(job))
+            for fastest, (atoms, frames, _) in zip(best, jobs, strict=True):
+                rows += [
+                    {"atoms": atoms, "threads": count, "work": name, "frames_per_s": frames / seconds}
+                    for name, seconds in fastest.items()
+                ]
+    return {"molecule": "ACE-(ALA)n-NME on N, CA, C", "rows": rows, "cost_per_atom_ratio": _ratios(rows)}
+
+
+def _systems(residues: tuple[int, ...]) -> list[BackmapSystem]:
+    gmx, found = Gmx.find(), []
+    for count in residues:
+        with tempfile.TemporaryDirectory(prefix="ccg-bench-") as name:
+            source = read_source(polyalanine(gmx, count, Path(name)))
+            reference = read_frames(Path(name) / "box.gro", len(source.atoms)).positions[0]
+            found.append(make_system(source.atoms, BEAD_SETS["backbone"], reference))
+    return found
+
+
+def _jobs(system: BackmapSystem) -> tuple[int, int, dict[str, Callable[[], object]]]:
+    """Atoms, frames at once, and what is timed."""
+    atoms = len(system.atoms)
+    frames = max(2, ATOMS_AT_ONCE // atoms)
+    noise = np.random.default_rng(1).normal(scale=NOISE_NM, size=(frames, atoms, 3))
+    x = relabelled(system, system.reference + noise)
+    flow = BackmapFlow.of_system(system, BackmapSettings()).requires_grad_(False)
+    view = flow.view(system)
+    flow.fit(x, view)
+    beads: Tensor = system.placement.bead_positions(x)
+    generator = torch.Generator().manual_seed(1)
+    plain, choosing = Sampler(flow, system), Sampler(flow, system, CANDIDATES)
+    few = beads[: max(1, frames // CANDIDATES)]
+    share = -(-frames // len(few))
+
+    def chosen() -> None:
+        for _ in range(share):
+            choosing.draw(few, generator)
+
+    work: dict[str, Callable[[], object]] = {
+        DRAWN: lambda: plain.draw(beads, generator),
+        SCORED: lambda: flow.log_prob(x, view),
+        CHOSEN: chosen,
+    }
+    choosing.draw(few[:1], generator)  # compiles
+    return atoms, frames, work
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    job()
+    return time.perf_counter() - begin
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Largest over smallest cost per atom, for each work and number of threads."""
+    costs: dict[str, list[float]] = {}
+    for row in rows:
+        key = f"{row['work']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        costs.setdefault(key, []).append(1.0 / (row["frames_per_s"] * row["atoms"]))
+    return {name: max(values) / min(values) for name, values in costs.items()}
+
+
+def bench_text(result: Any) -> str:
+    """The result for people."""
+    lines = [result["molecule"], f"{'atoms':>6} {'threads':>7} {'frames/s':>10} {'us/atom':>8}  work"]
+    for row in result["rows"]:
+        cost = 1e6 / (row["frames_per_s"] * row["atoms"])
+        lines.append(f"{row['atoms']:>6} {row['threads']:>7} {row['frames_per_s']:>10.1f} {cost:>8.2f}  {row['work']}")
+    lines += [
+        f"cost per atom, largest / smallest: {value:.2f} ({name})"
+        for name, value in result["cost_per_atom_ratio"].items()
+    ]
+    return "\n".join(lines)
