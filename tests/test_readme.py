@@ -21,13 +21,14 @@ from ccg_gmx.free_energy.diagnostics import DiagnosticSettings
 from ccg_gmx.molecule.topology import COVERED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 ONE_TURN = ("cycle.members=1", "cycle.min_turns=1", "cycle.max_turns=1")
 PATH_LIKE = re.compile(r"(?:ccg_gmx|docs|scripts|tests|topologies|workflows)(?:/[\w.-]+)*/?")
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """Fenced blocks of one language, without the indentation of the list they stand in."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return ["\n".join(line.removeprefix(indent) for line in body.splitlines()) for indent, body in found]
 
 
@@ -37,22 +38,17 @@ def block(language: str, word: str) -> str:
     return found
 
 
-def shell_lines() -> list[str]:
-    """All commands the README shows: lines of bash blocks and inline code."""
-    lines = [line.split(" #")[0] for text in blocks("bash") for line in text.splitlines()]
-    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+def shell_lines(text: str = README) -> list[str]:
+    """All commands a page shows: lines of bash blocks and inline code."""
+    lines = [line.split(" #")[0] for part in blocks("bash", text) for line in part.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
 def ccg_calls() -> list[list[str]]:
-    """Every ``ccg ...`` call as words, brackets of the synopsis removed; the planned commands are left out."""
-    planned = re.findall(r"`(ccg \w+)`", planned_line())
-    calls = [re.sub(r"[\[\]]", " ", line) for line in shell_lines() if re.match(r"ccg\s+\w", line)]
-    return [shlex.split(call)[1:] for call in calls if call not in planned]
-
-
-def planned_line() -> str:
-    (line,) = [line for line in README.splitlines() if line.startswith("Planned")]
-    return line
+    """Every ``ccg ...`` call of README and guides as words, brackets of the synopsis removed."""
+    lines = [line for text in (README, *GUIDES.values()) for line in shell_lines(text)]
+    calls = [re.sub(r"[\[\]]", " ", line) for line in dict.fromkeys(lines) if re.match(r"ccg\s+\w", line)]
+    return [shlex.split(call)[1:] for call in calls]
 
 
 def summary_row(key: str) -> list[str]:
@@ -81,8 +77,9 @@ def test_the_demo_is_what_make_demo_runs() -> None:
 @pytest.mark.parametrize("words", ccg_calls(), ids=" ".join)
 def test_ccg_commands_and_options_exist(words: list[str]) -> None:
     command = main.commands[words[0]]
-    if isinstance(command, click.Group):
-        command = command.commands[words[1]]
+    if isinstance(command, click.Group) and len(words) > 1:
+        # `ccg backmap MODEL ...` is short for restore
+        command = command.commands[words[1] if words[1] in command.commands else {"backmap": "restore"}[words[0]]]
     options = {name for parameter in command.params for name in (*parameter.opts, "--help")}
     assert {word for word in words if word.startswith("-")} <= options
 
@@ -101,18 +98,20 @@ def test_table_has_every_command_with_every_option() -> None:
         assert shown <= options if synopsis.endswith("...") else shown == options, name  # ...: the most used ones
 
 
-def test_planned_commands_are_not_there() -> None:
-    planned = set(re.findall(r"`ccg (\w+)`", planned_line()))
-    assert planned
-    assert not planned & set(main.commands)
-
-
 def test_paths_and_links_exist() -> None:
     links = re.findall(r"\]\(([^)]+)\)", re.sub(r"<!--.*?-->", "", README, flags=re.DOTALL))
     code = " ".join(shell_lines())
     named = {*links, *PATH_LIKE.findall(code)}
     assert len(named) > 15
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_links_of_guides_exist(name: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", GUIDES[name])
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    assert f"(docs/{name})" in README
+    assert "://" not in GUIDES[name]
 
 
 def test_picture_is_shown_when_it_is_there() -> None:
