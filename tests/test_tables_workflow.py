@@ -13,7 +13,7 @@ from small_cycle import ROOT
 
 from ccg_gmx.cli import main
 from ccg_gmx.cycle.kinds import json_schema, load_any
-from ccg_gmx.cycle.tables.config import TablesWorkflow
+from ccg_gmx.cycle.tables.config import IterationSettings, TablesWorkflow
 from ccg_gmx.cycle.tables.summary import judge
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.potential.model import CoarseModel
@@ -63,30 +63,40 @@ def test_a_minimisation_is_no_run_that_counts(tmp_path: Path) -> None:
     assert "em.mdp: integrator steep with 1000 steps" in result.stderr
 
 
-def fit(ratio: float, converged: bool) -> dict[str, Any]:
-    block = {
+def outcome(ratio: float, bar: float = 40.0, stopped: bool = True) -> dict[str, Any]:
+    return {
         "rdf_error_ratio": ratio,
+        "rdf_squared_error": 0.01 * ratio,
+        "rdf_noise": 1e-6,
         "iterations": 3,
         "first_peak_ratio": 1.01,
-        "pressure_bar": 900.0,
+        "pressure_bar": bar,
         "pressure_error": 30.0,
         "pressure_target_bar": 1.0,
+        "stopped_by_itself": stopped,
     }
-    return {"converged": converged, "tables": block}
 
 
 def test_verdict_names_what_is_missing() -> None:
     check = {"max_abs_diff_kJ_mol_per_molecule": 2e-5, "engines": {"ccg": "0", "openmm": "8"}, "agrees": True}
-    trusted, reasons = judge({"ibi": fit(0.005, True)}, {}, check)
+    runs = {"ibi": {"engine": "openmm"}, "fm": {"engine": "openmm", "first_peak_ratio": 0.9}}
+
+    def verdict(block: dict[str, Any], **changed: Any) -> tuple[bool, list[str]]:
+        return judge({"ibi": block}, runs, {**check, **changed}, IterationSettings())
+
+    trusted, reasons = verdict(outcome(0.005))
     assert trusted
     assert "RDF error 0.50% of the start's after 3 iterations" in reasons[0]
-    trusted, reasons = judge({"ibi": fit(0.2, False)}, {}, check)
+    assert reasons[1] == "force matching: its tables run (openmm), first peak 0.900 of the target's"
+    trusted, reasons = verdict(outcome(0.2, bar=900.0))
     assert not trusted
     assert reasons == [
         "not yet, because of iterative Boltzmann inversion: RDF error 20.00% of the start's after 3 iterations, "
         "first peak 1.010 of the target's, pressure 900 +- 30 bar, wanted 1"
     ]
-    assert not judge({"ibi": fit(0.005, True)}, {}, {**check, "agrees": False})[0]
+    assert not verdict(outcome(0.005, bar=80.0))[0]
+    assert not verdict(outcome(0.005, stopped=False))[0], "the best of thirty is not an end"
+    assert not verdict(outcome(0.005), agrees=False)[0]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ccg_gmx.cycle.store import EVALUATIONS, read_json
+from ccg_gmx.cycle.tables.config import IterationSettings
 from ccg_gmx.cycle.tables.run import TablesResults
 
 ITERATIVE = ("ibi", "re")
+PRESSURE = ("pressure_bar", "pressure_error")
+CERTAINTY = 2.0
+"""Standard errors within which a pressure is at its target."""
+
 WORDS = {
     "bi": "direct Boltzmann inversion",
     "ibi": "iterative Boltzmann inversion",
@@ -27,7 +32,8 @@ def summarise(results: TablesResults, wall_s: dict[str, float]) -> dict[str, Any
     fits = {name: read_json(folder / "result" / "summary.json") for name, folder in results.models.items()}
     runs = {name: read_json(folder / "run.json") for name, folder in results.runs.items()}
     check = read_json(results.export / "check.json")
-    trusted, reasons = judge(fits, runs, check)
+    blocks = {name: _final(fits[name], runs[name]) for name in fits if name in ITERATIVE}
+    trusted, reasons = judge(blocks, runs, check, workflow.iterations)
     main = next((name for name in ITERATIVE if name in fits), workflow.methods[0])
     return {
         "kind": "tables",
@@ -37,7 +43,7 @@ def summarise(results: TablesResults, wall_s: dict[str, float]) -> dict[str, Any
         "wall_s": {name: round(seconds, 2) for name, seconds in wall_s.items()},
         "energy_evaluations": _evaluations(results),
         "beads": _beads(results),
-        "tables": {"method": main, **fits[main].get("tables", {"iterations": 0})},
+        "tables": {"method": main, **blocks.get(main, {"iterations": 0, **_measured(runs[main])})},
         "methods": {name: _method(fits[name], runs[name]) for name in fits},
         "export": check,
         "verdict": {"trusted": trusted, "reasons": reasons},
@@ -45,30 +51,61 @@ def summarise(results: TablesResults, wall_s: dict[str, float]) -> dict[str, Any
     }
 
 
-def judge(fits: dict[str, Any], runs: dict[str, Any], check: dict[str, Any]) -> tuple[bool, list[str]]:
+def _final(fit: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Outcome of iterations as the run with the finished model sees it.
+
+    Iterations end at the first run that is good enough, a lucky one perhaps. The last run has another seed.
+    """
+    start = fit["iterations"][0]["rdf_squared_error"]
+    ratio = run["rdf_squared_error"] / start if start else fit["tables"]["rdf_error_ratio"]
+    more = {name: fit["tables"][name] for name in ("iterations", "best_iteration", "pressure_target_bar")}
+    return {**more, "stopped_by_itself": fit["converged"], "rdf_error_ratio": ratio, **_measured(run)}
+
+
+def _measured(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: run[name] for name in ("rdf_squared_error", "rdf_noise", "first_peak_ratio", *PRESSURE)}
+
+
+def judge(
+    blocks: dict[str, Any], runs: dict[str, Any], check: dict[str, Any], wanted: IterationSettings
+) -> tuple[bool, list[str]]:
     """Say whether the models can be used, and why.
 
     Args:
-        fits: method -> summary of the fit.
-        runs: method -> what the run with the model gave.
+        blocks: iterative method -> its outcome.
+        runs: method -> what the run with its model gave.
         check: of the export.
+        wanted: tolerances.
     """
     good: list[str] = []
     bad: list[str] = []
-    for name in fits:
-        if name in ITERATIVE:
-            block = fits[name]["tables"]
+    for name, run in runs.items():
+        if name in blocks:
+            block = blocks[name]
             words = f"{WORDS[name]}: RDF error {block['rdf_error_ratio']:.2%} of the start's"
             words += f" after {block['iterations']} iterations" + _peak(block) + _pressure(block)
-            (good if fits[name]["converged"] else bad).append(words)
+            (good if _reached(block, wanted) else bad).append(words)
         else:
-            good.append(f"{WORDS[name]}: its tables run ({runs[name]['engine']})" + _peak(runs[name]))
+            good.append(f"{WORDS[name]}: its tables run ({run['engine']})" + _peak(run))
     largest, compared = check["max_abs_diff_kJ_mol_per_molecule"], ", ".join(check["engines"])
     words = f"energies differ by at most {largest:.1e} kJ/mol per molecule between {compared}"
     (good if check["agrees"] else bad).append(words)
     if bad:
         return False, [f"not yet, because of {reason}" for reason in bad]
     return True, good
+
+
+def _reached(block: dict[str, Any], wanted: IterationSettings) -> bool:
+    """Whether the run with the finished model keeps all tolerances, its noise taken into account."""
+    if not block["stopped_by_itself"]:
+        return False
+    squared, noise, peak = block["rdf_squared_error"], block["rdf_noise"], block["first_peak_ratio"]
+    level = block["pressure_target_bar"]
+    return (
+        (block["rdf_error_ratio"] <= wanted.tolerance or (squared is not None and squared <= noise))
+        and (peak is None or abs(peak - 1.0) <= wanted.peak_tolerance)
+        and (level is None or abs(block["pressure_bar"] - level) <= CERTAINTY * block["pressure_error"])
+    )
 
 
 def _peak(block: dict[str, Any]) -> str:
