@@ -179,7 +179,9 @@ def _run(
         own = slice(start + rank * share, start + (rank + 1) * share)
         if own.start >= seen.frames:
             own = slice(max(0, seen.frames - share), seen.frames)
-        value = module(seen, own, order, _keep(settings.dropout, own.stop - own.start, state, loss.flow.dtype))
+        # Every process draws the factors of the whole batch, so that any number of processes trains the same model.
+        keep = _keep(settings.dropout, share * world, state, loss.flow.dtype)[:, rank * share :]
+        value = module(seen, own, order, keep[:, : min(own.stop, seen.frames) - own.start])
         state.descend(value, train=value)
         if state.step % settings.held_out_every == 0 or state.step == settings.steps:
             evaluate()
