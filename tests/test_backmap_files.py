@@ -22,6 +22,7 @@ from ccg_gmx.backmap.score import geometry_classes, jensen_shannon, measure, sco
 from ccg_gmx.backmap.system import relabelled
 from ccg_gmx.backmap.train import BackmapTraining, train_backmap
 from ccg_gmx.cli import main
+from ccg_gmx.cycle.restored_scores import restored_scores
 from ccg_gmx.errors import CheckpointError, StoreError
 from ccg_gmx.molecule.trajectory import read_frames, write_trr
 
@@ -320,3 +321,15 @@ def test_weights_and_minimisation_of_a_molecule_in_vacuum(
     assert facts["minimised"]["energy_after_kJ_mol"]["median"] < facts["minimised"]["energy_before_kJ_mol"]["median"]
     with np.load(tmp_path / "x.npz") as table:
         np.testing.assert_allclose(table["log_w"], -table["u"] - table["log_q"] - table["log_choice"])
+
+
+def test_scores_of_the_cycle_are_zero_for_equal_ensembles_and_count_weights() -> None:
+    rng = np.random.default_rng(4)
+    values, ones = rng.normal(size=4000), np.full(4000, 1 / 4000)
+    equal = restored_scores({"bond/a": (values, values, ones), "torsion/b": (values, values, ones)})
+    assert equal == pytest.approx({"js_bonds_max": 0.0, "js_torsions_max": 0.0}, abs=1e-12)
+    proposal = 1.5 * rng.normal(size=40_000)
+    weights = np.exp(-0.5 * proposal**2 * (1 - 1 / 1.5**2))
+    scored = restored_scores({"angle/c": (values, proposal, weights / weights.sum())})
+    plain = restored_scores({"angle/c": (values, proposal, np.full(40_000, 1 / 40_000))})
+    assert scored["js_angles_max"] < 0.01 < 0.03 < plain["js_angles_max"]

@@ -40,7 +40,15 @@ KEYS = {  # DESIGN.md fixes these, so that scripts can rely on them
         *("delta_f_kJ_mol", "delta_f_error", "reference_delta_f_kJ_mol"),
     },
     "coarse_md": {"forward_kl", "js", "ns_per_day"},
-    "restored": {"frames", "max_bead_deviation_nm", "clash_fraction", "chirality_errors"},
+    "restored": {
+        "frames",
+        "max_bead_deviation_nm",
+        "clash_fraction",
+        "chirality_errors",
+        "js_bonds_max",
+        "js_angles_max",
+        "js_torsions_max",
+    },
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ccg_gmx.cycle.restored_scores import restored_scores
 from ccg_gmx.cycle.stages.coarse import load_coarse_run
 from ccg_gmx.cycle.stages.draws import HeldOut, load_draws, load_held_out
 from ccg_gmx.cycle.stages.fine import load_split
@@ -80,7 +81,10 @@ def summarise(results: Results, wall_s: dict[str, float]) -> dict[str, Any]:
         "energy_evaluations": count_evaluations(results.used),
         "free_energy": free_energy_summary(results, diagnostics),
         "coarse_md": coarse_summary(results),
-        "restored": read_json(results.restored / "restored.json"),
+        "restored": {
+            **read_json(results.restored / "restored.json"),
+            **restored_scores(restored_distributions(results, per_class=ALL)),
+        },
         "thresholds": {**workflow.diagnostics.model_dump(mode="json"), "tolerance_kT": workflow.cycle.tolerance_kT},
         "verdict": {"trusted": trusted, "reasons": reasons},
         "assumptions": list(System.load(results.system).coordinates.describe_supports()),
@@ -264,6 +268,10 @@ def coarse_summary(results: Results) -> dict[str, Any]:
         "frames": len(run.s),
         "copies": workflow.coarse_md.runs * workflow.coarse_md.copies,
     }
+
+
+ALL = 1 << 30
+"""More coordinates of a kind than any molecule has."""
 
 
 def restored_distributions(
