@@ -333,3 +333,18 @@ def test_scores_of_the_cycle_are_zero_for_equal_ensembles_and_count_weights() ->
     scored = restored_scores({"angle/c": (values, proposal, weights / weights.sum())})
     plain = restored_scores({"angle/c": (values, proposal, np.full(40_000, 1 / 40_000))})
     assert scored["js_angles_max"] < 0.01 < 0.03 < plain["js_angles_max"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("version: 1", "kind: Field required"),
+        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.top", "give either trajectories or fine_md"),
+        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\nfine_md: {}", "fine_md needs a .top"),
+        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\ntrajectories: [b.dcd]\nbaeds: ca", "baeds"),
+        ("version: [", "cannot be read"),
+    ],
+)
+def test_files_of_settings_that_say_the_wrong_thing_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert words in refused(ccg("train", tmp_path / "x.yaml"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ccg_gmx.commands.progress import progress_bar
+
+if TYPE_CHECKING:
+    from ccg_gmx.backmap.jobs import TrainRequest
 
 
 class _RestoreByDefault(click.Group):
@@ -33,7 +36,7 @@ def backmap() -> None:
 
 @backmap.command("train")
 @click.argument("topology", type=click.Path(path_type=Path))
-@click.argument("trajectories", nargs=-1, required=True, metavar="TRAJ...", type=click.Path(path_type=Path))
+@click.argument("trajectories", nargs=-1, metavar="[TRAJ...]", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("backmap.pt"), show_default=True)
 @click.option("--beads", default="backbone", show_default=True, help="backbone (N, CA, C), ca, or atom names, commas.")
 @click.option("--structure", type=click.Path(path_type=Path), default=None, help="Reference [the first frame].")
@@ -54,16 +57,39 @@ def backmap_train(
 ) -> None:
     """Learn to restore atoms from a user's own fine trajectories (.xtc, .trr, .dcd) of a .tpr or .psf.
 
+    TOPOLOGY may be a file of settings (.yaml; workflows/chignolin_backmap.yaml is one), which then says everything.
     Solvent and ions are left out. Writes MODEL and MODEL.held_out.npz, the frames that the score card compares with.
     Interrupted, it goes on when the same command is given again. On several processes: torchrun --nproc-per-node N -m
     ccg_gmx.cli backmap train ...
 
     Example: ccg backmap train md.tpr md.xtc --beads ca -o protein.pt
     """
-    from ccg_gmx.backmap.jobs import TrainRequest, train_from_files
+    from ccg_gmx.backmap.jobs import train_from_files
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    if topology.suffix in (".yaml", ".yml"):
+        from ccg_gmx.backmap.config import load_config, request_of
+
+        with progress_bar("fine MD", quiet or not first) as bar:
+            request = request_of(load_config(topology), out, bar)
+    else:
+        request = _request(topology, trajectories, out, options)
+    say = (lambda line: click.echo(line, err=True)) if first and not quiet else None
+    with progress_bar("backmap", quiet or not first) as bar:
+        report = None if bar is None else (lambda step, steps, _: bar(step, steps))
+        facts = train_from_files(request, report, say)
+    if first:
+        click.echo(json.dumps(facts, indent=1) if as_json else _train_text(facts, out))
+
+
+def _request(topology: Path, trajectories: tuple[Path, ...], out: Path, options: dict[str, Any]) -> TrainRequest:
+    from ccg_gmx.backmap.jobs import TrainRequest
     from ccg_gmx.backmap.model import BackmapSettings
     from ccg_gmx.backmap.train import BackmapTraining
+    from ccg_gmx.errors import SettingsError
 
+    if not trajectories:
+        raise SettingsError(f"no trajectory of {topology.name}", expected="one or more .xtc, .trr or .dcd files")
     training = BackmapTraining(
         steps=options["steps"],
         batch=options["batch"],
@@ -71,7 +97,7 @@ def backmap_train(
         held_out_fraction=options["held_out"],
         patience=options["patience"],
     )
-    request = TrainRequest(
+    return TrainRequest(
         topology,
         trajectories,
         options["beads"],
@@ -83,13 +109,6 @@ def backmap_train(
         training,
         options["seed"],
     )
-    first = int(os.environ.get("RANK", "0")) == 0
-    say = (lambda line: click.echo(line, err=True)) if first and not quiet else None
-    with progress_bar("backmap", quiet or not first) as bar:
-        report = None if bar is None else (lambda step, steps, _: bar(step, steps))
-        facts = train_from_files(request, report, say)
-    if first:
-        click.echo(json.dumps(facts, indent=1) if as_json else _train_text(facts, out))
 
 
 def _train_text(facts: dict[str, Any], out: Path) -> str:
