@@ -68,6 +68,8 @@ def outcome(ratio: float, bar: float = 40.0, stopped: bool = True) -> dict[str, 
         "rdf_error_ratio": ratio,
         "rdf_squared_error": 0.01 * ratio,
         "rdf_noise": 1e-6,
+        "bonded_error": 0.0,
+        "bonded_noise": 0.0,
         "iterations": 3,
         "first_peak_ratio": 1.01,
         "pressure_bar": bar,
@@ -97,6 +99,12 @@ def test_verdict_names_what_is_missing() -> None:
     assert not verdict(outcome(0.005, bar=80.0))[0]
     assert not verdict(outcome(0.005, stopped=False))[0], "the best of thirty is not an end"
     assert not verdict(outcome(0.005), agrees=False)[0]
+    bonded = {"rdf_squared_error": None, "rdf_noise": None, "first_peak_ratio": None, "pressure_target_bar": None}
+    bonded |= {"bonded_error": 0.12, "bonded_noise": 0.10}
+    trusted, reasons = verdict({**outcome(0.9), **bonded})
+    assert trusted
+    assert "bonded distributions differ by 0.120, their errors explain 0.100 after 3 iterations" in reasons[0]
+    assert not verdict({**outcome(0.9), **bonded, "bonded_error": 0.2})[0]
 
 
 @dataclass(frozen=True)

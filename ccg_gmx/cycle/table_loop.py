@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,7 +120,8 @@ class TableLoop:
             "rdf_squared_error": None if error is None else error.squared,
             "rdf_noise": None if error is None else error.noise,
             "first_peak_ratio": None if error is None else error.first_peak_ratio,
-            "bonded_error": _bonded_error(found, self.target),
+            "bonded_error": bonded_error(found, self.target),
+            "bonded_noise": bonded_noise(found, self.target),
         }
 
     def _judged(self, record: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class TableLoop:
         pairs = record["rdf_squared_error"] is not None
         name = "rdf_squared_error" if pairs else "bonded_error"
         ratio = record[name] / start[name] if start[name] else 0.0
-        noise = record["rdf_noise"] if pairs else 0.0
+        noise = record["rdf_noise"] if pairs else record["bonded_noise"]
         structure = ratio <= self.request.tolerance or (record[name] or 0.0) <= (noise or 0.0)
         if pairs:
             structure &= abs(record["first_peak_ratio"] - 1.0) <= self.request.peak_tolerance
@@ -201,6 +203,8 @@ class TableLoop:
                 "best_iteration": best["iteration"],
                 "rdf_error_ratio": best["ratio"],
                 "rdf_squared_error": best["rdf_squared_error"],
+                "bonded_error": best["bonded_error"],
+                "bonded_noise": best["bonded_noise"],
                 "rdf_noise": best["rdf_noise"],
                 "first_peak_ratio": best["first_peak_ratio"],
                 "pressure_bar": best["pressure_bar"],
@@ -215,11 +219,23 @@ def _badness(record: dict[str, Any]) -> tuple[bool, float]:
     return not record["level"], record["ratio"]
 
 
-def _bonded_error(found: Distributions, target: Distributions) -> float:
+def bonded_error(found: Distributions, target: Distributions) -> float:
     """Sum over bonded terms of half the absolute difference of their normalised histograms."""
     return sum(
         0.5 * float(np.abs(_share(part) - _share(target.bonded[name])).sum()) for name, part in found.bonded.items()
     )
+
+
+def bonded_noise(found: Distributions, target: Distributions) -> float:
+    """What ``bonded_error`` is on average where both sample the same density: the errors of the counts alone.
+
+    The mean of the absolute value of a normal number is ``sqrt(2 / pi)`` standard deviations.
+    """
+    total = 0.0
+    for name, part in found.bonded.items():
+        variances = [h.dispersion * h.counts / h.counts.sum() ** 2 for h in (part, target.bonded[name])]
+        total += 0.5 * math.sqrt(2.0 / math.pi) * float(np.sqrt(np.sum(variances, axis=0)).sum())
+    return total
 
 
 def _share(part: Histogram) -> FloatArray:

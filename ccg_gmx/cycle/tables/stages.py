@@ -7,6 +7,7 @@ from typing import Any
 
 from ccg_gmx.cycle.store import Work, finite, read_json, write_json
 from ccg_gmx.cycle.table_fit import fit_tables
+from ccg_gmx.cycle.table_loop import bonded_error, bonded_noise
 from ccg_gmx.cycle.table_request import Method, TableRequest
 from ccg_gmx.cycle.table_runner import coarse_runner
 from ccg_gmx.engine.export_check import check_export
@@ -123,6 +124,8 @@ def run_model(work: Work) -> None:
         "rdf_squared_error": None if error is None else error.squared,
         "rdf_noise": None if error is None else error.noise,
         "first_peak_ratio": None if error is None else error.first_peak_ratio,
+        "bonded_error": bonded_error(found, target),
+        "bonded_noise": bonded_noise(found, target),
     }
     write_json(work.folder / "run.json", finite(facts))
     work.count(coarse_md_steps=int(request.run["steps"]))

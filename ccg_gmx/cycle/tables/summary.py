@@ -10,6 +10,8 @@ from ccg_gmx.cycle.tables.run import TablesResults
 
 ITERATIVE = ("ibi", "re")
 PRESSURE = ("pressure_bar", "pressure_error")
+NOISE_FACTOR = {"rdf": 1.0, "bonded": 1.5}
+"""How far above its expectation noise may be: few slow transitions decide the populations of a torsion."""
 CERTAINTY = 2.0
 """Standard errors within which a pressure is at its target."""
 
@@ -56,14 +58,16 @@ def _final(fit: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 
     Iterations end at the first run that is good enough, a lucky one perhaps. The last run has another seed.
     """
-    start = fit["iterations"][0]["rdf_squared_error"]
-    ratio = run["rdf_squared_error"] / start if start else fit["tables"]["rdf_error_ratio"]
+    name = "bonded_error" if run["rdf_squared_error"] is None else "rdf_squared_error"
+    start = fit["iterations"][0][name]
+    ratio = run[name] / start if start else 0.0
     more = {name: fit["tables"][name] for name in ("iterations", "best_iteration", "pressure_target_bar")}
     return {**more, "stopped_by_itself": fit["converged"], "rdf_error_ratio": ratio, **_measured(run)}
 
 
 def _measured(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: run[name] for name in ("rdf_squared_error", "rdf_noise", "first_peak_ratio", *PRESSURE)}
+    errors = ("rdf_squared_error", "rdf_noise", "bonded_error", "bonded_noise")
+    return {name: run[name] for name in (*errors, "first_peak_ratio", *PRESSURE)}
 
 
 def judge(
@@ -82,8 +86,8 @@ def judge(
     for name, run in runs.items():
         if name in blocks:
             block = blocks[name]
-            words = f"{WORDS[name]}: RDF error {block['rdf_error_ratio']:.2%} of the start's"
-            words += f" after {block['iterations']} iterations" + _peak(block) + _pressure(block)
+            words = f"{WORDS[name]}: {_structure(block)} after {block['iterations']} iterations"
+            words += _peak(block) + _pressure(block)
             (good if _reached(block, wanted) else bad).append(words)
         else:
             good.append(f"{WORDS[name]}: its tables run ({run['engine']})" + _peak(run))
@@ -99,12 +103,21 @@ def _reached(block: dict[str, Any], wanted: IterationSettings) -> bool:
     """Whether the run with the finished model keeps all tolerances, its noise taken into account."""
     if not block["stopped_by_itself"]:
         return False
-    squared, noise, peak = block["rdf_squared_error"], block["rdf_noise"], block["first_peak_ratio"]
-    level = block["pressure_target_bar"]
+    kind = "rdf" if block["rdf_squared_error"] is not None else "bonded"
+    error, noise = block["rdf_squared_error" if kind == "rdf" else "bonded_error"], block[f"{kind}_noise"]
+    peak, level = block["first_peak_ratio"], block["pressure_target_bar"]
     return (
-        (block["rdf_error_ratio"] <= wanted.tolerance or (squared is not None and squared <= noise))
+        (block["rdf_error_ratio"] <= wanted.tolerance or error <= NOISE_FACTOR[kind] * noise)
         and (peak is None or abs(peak - 1.0) <= wanted.peak_tolerance)
         and (level is None or abs(block["pressure_bar"] - level) <= CERTAINTY * block["pressure_error"])
+    )
+
+
+def _structure(block: dict[str, Any]) -> str:
+    if block["rdf_squared_error"] is not None:
+        return f"RDF error {block['rdf_error_ratio']:.2%} of the start's"
+    return (
+        f"bonded distributions differ by {block['bonded_error']:.3f}, their errors explain {block['bonded_noise']:.3f}"
     )
 
 
