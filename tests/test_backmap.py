@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from backmap_systems import SMALL, fitted, frames, system
+from backmap_systems import SMALL, fitted, frames, system, with_charges
+from placement_systems import shipped
 
 from ccg_gmx.backmap import features
 from ccg_gmx.backmap.contacts import (
@@ -23,6 +24,7 @@ from ccg_gmx.backmap.contacts import (
 )
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.sampling import Sampler
+from ccg_gmx.backmap.system import make_system
 from ccg_gmx.errors import CheckpointError, SettingsError, TopologyError
 
 BACKBONE, CA = ("N", "CA", "C"), ("CA",)
@@ -189,3 +191,41 @@ def test_candidates_are_taken_by_their_clashes_and_the_choice_is_accounted_for()
     expected = (np.cumsum(g, 0) <= uniform[:, 0] * g.sum(0)).sum(0)
     np.testing.assert_array_equal(chosen[:, 0], expected)
     np.testing.assert_allclose(log_g, np.log(g[expected, np.arange(count)] / g.mean(0)), atol=1e-9)
+
+
+def test_neighbours_by_tree_are_those_by_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, flow = system("chignolin", BACKBONE), fitted("chignolin", BACKBONE)
+    view, x = flow.view(of), frames(of, 4, 3).permute(2, 1, 0).contiguous()
+    plain = features.surroundings(x, view)
+    monkeypatch.setattr(features, "MANY_BEADS", 0)
+    tree = features.surroundings(x, view)
+    torch.testing.assert_close(tree[1], plain[1], rtol=0, atol=1e-12)
+    finite = torch.isfinite(plain[1])
+    assert finite.float().mean() > 0.5
+    assert torch.equal(tree[0][finite], plain[0][finite])
+
+
+def test_candidates_of_frames_lessen_clashes_and_keep_the_account() -> None:
+    of, flow = system("chignolin", BACKBONE), fitted("chignolin", BACKBONE)
+    beads = beads_of("chignolin", BACKBONE, 60, 3)
+    counts = []
+    for rounds in (1, 6):
+        draws = Sampler(flow, of, 1, rounds).draw(beads, torch.Generator().manual_seed(2))
+        counts.append(clash_counts(contact_rules(of.atoms), draws.positions.numpy()).sum())
+        assert (draws.log_choice <= np.log(rounds) + 1e-9).all()
+    assert (draws.log_choice != 0).any()
+    assert counts[1] < 0.8 * counts[0]
+
+
+def test_rows_that_say_the_same_get_one_support() -> None:
+    """A peptide hydrogen that the reference shows bent is a planar one like its seven sisters."""
+    plain = shipped("chignolin")
+    bent = plain.positions.copy()
+    atom = next(k for k, n in enumerate(plain.names) if n == "H" and plain.residue_names[k] == "GLU")
+    own, before = bent[atom - 1], next(k for k in range(atom, 0, -1) if plain.names[k] == "C")
+    normal = np.cross(bent[atom] - own, bent[before] - own)
+    bent[atom] += 0.08 * normal / np.linalg.norm(normal)
+    of = make_system(with_charges(plain), BACKBONE, bent)
+    row = next(k for k, r in enumerate(of.placement.plan.rows) if r.atom == atom)
+    assert of.placement.coordinates[2 * of.placement.n_rows + row].support == "window"
+    assert {table.kind for table in of.blocks.kinds} == {t.kind for t in system("chignolin", BACKBONE).blocks.kinds}

@@ -13,8 +13,10 @@ import pytest
 import torch
 from backmap_systems import SMALL, fitted, frames, system
 from click.testing import CliRunner, Result
+from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
+from ccg_gmx.backmap.data import Source, read_fine
 from ccg_gmx.backmap.jobs import _save_held_out, held_out_path
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
@@ -179,6 +181,17 @@ def test_training_needs_a_topology(folder: Path) -> None:
     assert "no file" in refused(ccg("train", folder / "no.tpr", folder / "cg.trr"))
     (folder / "empty.psf").write_text("PSF\n")
     assert "gives no atoms" in refused(ccg("train", folder / "empty.psf", folder / "cg.trr"))
+
+
+def test_frames_of_a_dcd_are_all_read(tmp_path: Path) -> None:
+    of = system(NAME, BEADS)
+    x = frames(of, 3, 1).numpy()
+    with DCDFile(str(tmp_path / "x.dcd"), "w") as stream:
+        stream.write_header("", len(of.atoms), 0, 1, 1.0, 0)
+        for frame in x:
+            stream.write(frame * 10.0, np.zeros(6))
+    source = Source(of.atoms, np.arange(len(of.atoms)), len(of.atoms), "")
+    np.testing.assert_allclose(read_fine(source, [tmp_path / "x.dcd"]).positions, x, atol=1e-6)
 
 
 # --- score --------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def _read_dcd(source: Source, path: Path, stride: int) -> tuple[FloatArray, Floa
 
     try:
         with DCDFile(str(path)) as stream:
-            frames = np.stack([frame.xyz for frame in stream][::stride]).astype(np.float64) * 0.1
+            frames = np.stack([frame.xyz.copy() for frame in stream][::stride]).astype(np.float64) * 0.1
     except (OSError, EOFError, ValueError) as error:
         raise TrajectoryError(f"{path} cannot be read: {error}", expected="a whole .dcd file") from None
     if frames.shape[1] == source.n_all:
