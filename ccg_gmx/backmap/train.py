@@ -26,6 +26,7 @@ from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.flow.train import hold_out_blocks
 from ccg_gmx.flow.training_state import OptimiserSettings, Progress, TrainingState
+from ccg_gmx.molecule.placement.transform import coordinate_ends
 from ccg_gmx.records import FloatArray, IntArray
 
 FIT_FRAMES = 2000
@@ -245,7 +246,7 @@ def _facts(
     with torch.no_grad():
         outside = total = 0
         for kind, values in zip(view.kinds, seen.values, strict=True):
-            ends = torch.tensor([_ends(c) for c in kind.table.coordinates], dtype=values.dtype)[:, :, None, None]
+            ends = torch.tensor([coordinate_ends(c) for c in kind.table.coordinates], dtype=values.dtype)[:, :, None, None]
             inside = ((values > ends[:, 0]) & (values < ends[:, 1])).all(0)
             outside, total = outside + int((~inside).sum()), total + inside.numel()
     return {
@@ -257,9 +258,3 @@ def _facts(
         "nll_per_atom_train": float(losses["train"][-20:].mean()) if len(losses["train"]) else None,
         "blocks_outside_support": outside / max(total, 1),
     }
-
-
-def _ends(coordinate: Any) -> tuple[float, float]:
-    from ccg_gmx.molecule.placement.transform import coordinate_ends
-
-    return coordinate_ends(coordinate)
