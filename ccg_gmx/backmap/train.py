@@ -246,8 +246,9 @@ def _facts(
     with torch.no_grad():
         outside = total = 0
         for kind, values in zip(view.kinds, seen.values, strict=True):
-            ends = torch.tensor([coordinate_ends(c) for c in kind.table.coordinates], dtype=values.dtype)[:, :, None, None]
-            inside = ((values > ends[:, 0]) & (values < ends[:, 1])).all(0)
+            ends = torch.tensor([coordinate_ends(c) for c in kind.table.coordinates], dtype=values.dtype)
+            low, high = ends.T[:, :, None, None]
+            inside = ((values > low) & (values < high)).all(0)
             outside, total = outside + int((~inside).sum()), total + inside.numel()
     return {
         "steps": steps,
