@@ -20,7 +20,7 @@ from ccg_gmx.records import FloatArray, IntArray
 
 PER_BIN, LEAST_BINS, MOST_BINS = 50, 4, 48
 """Values per bin that the number of bins is chosen by, and its limits."""
-ENOUGH = 1000
+ENOUGH = 500
 """Held-out values from which on a class counts in the summary; classes with fewer are listed."""
 ROTAMER_ATOMS = ("CG", "OG", "OG1", "CG1", "SG")
 """Fourth atom of chi1."""
