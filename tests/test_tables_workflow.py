@@ -156,7 +156,7 @@ def test_a_small_run_leaves_models_exports_and_a_page(finished: Finished) -> Non
         assert (folder / "tables" / name / "pair_W-W.xvg").is_file()
     assert (folder / "export" / "openmm").is_dir()
     page = (folder / "report.html").read_text()
-    assert page.count("<img ") == 5  # potentials and distributions of both, convergence of one
+    assert page.count("<img ") == 7  # a potential and a distribution of both, three pictures of convergence
     assert "Iterative Boltzmann inversion" in page
 
 

@@ -18,9 +18,9 @@ from ccg_gmx.potential.distributions_file import load_distributions
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.report import sections, table_plots
 from ccg_gmx.report.html import page, write_page
-from ccg_gmx.report.markup import Html, join, table, tag
-from ccg_gmx.report.parts import Section, capitalised, picture
-from ccg_gmx.report.style import plot_style
+from ccg_gmx.report.markup import Html, definitions, join, table, tag
+from ccg_gmx.report.parts import Section, capitalised
+from ccg_gmx.report.style import data_uri, plot_style
 
 
 def write_tables_outputs(
@@ -108,7 +108,7 @@ def _method_section(results: TablesResults, summary: dict[str, Any], name: str) 
     stage = results.models[name]
     result, records = stage / "result", read_json(stage / "result" / "summary.json").get("iterations", [])
     block, title = summary["methods"][name], capitalised(WORDS[name])
-    parts = [table(("number", "value"), _rows(block))]
+    parts = [definitions(_rows(block))]
     if panels := table_plots.model_panels(CoarseModel.load(result / "model.npz")):
         caption = "Bands are one standard error, from blocks of frames."
         parts.append(_figure(panels, f"{title}: potentials", "Potentials.", caption))
@@ -131,7 +131,12 @@ def _method_section(results: TablesResults, summary: dict[str, Any], name: str) 
 
 
 def _figure(panels: list[table_plots.Panel], alt: str, title: str, caption: str) -> Html:
-    return tag("div", picture(table_plots.drawn(panels), alt, title, caption), class_="figures")
+    """Panels side by side, and one caption for all of them."""
+    images = [
+        tag("img", src=data_uri(table_plots.drawn([panel])), alt=f"{alt}, {k + 1}") for k, panel in enumerate(panels)
+    ]
+    figures = tag("div", *(tag("figure", image) for image in images), class_="figures")
+    return join([figures, tag("p", tag("b", title), f" {caption}", class_="soft")])
 
 
 def _rows(block: dict[str, Any]) -> list[tuple[str, str]]:
