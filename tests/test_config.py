@@ -11,7 +11,7 @@ from small_cycle import ROOT, SETTINGS, WORKFLOW
 
 from ccg_gmx.backmap.config import BackmapConfig
 from ccg_gmx.cycle.config import Workflow, load_workflow
-from ccg_gmx.cycle.kinds import json_schema
+from ccg_gmx.cycle.kinds import MODELS, json_schema
 from ccg_gmx.errors import SettingsError
 
 TEXT = """\
@@ -66,7 +66,7 @@ def line_of(text: str, start: str) -> int:
 def test_shipped_workflow_is_valid(path: Path) -> None:
     """Keys and values; a template for own files names files that are not there."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    model = BackmapConfig if content.get("kind") == "backmap" else Workflow
+    model = {**MODELS, "backmap": BackmapConfig}[content.get("kind", "cycle")]
     assert model.model_validate(content).system
 
 
