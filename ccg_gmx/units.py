@@ -16,6 +16,9 @@ COULOMB_KJ_MOL_NM_E2 = 138.935458
 
 DEGREES_PER_RADIAN = 180.0 / math.pi
 
+BAR_PER_KJ_MOL_NM3 = 16.605390671738467
+"""Pressure of 1 kJ/mol/nm^3 in bar: 1e28 / Avogadro's number (CODATA 2018, exact)."""
+
 
 def thermal_energy(temperature_K: float) -> float:
     """Return kT in kJ/mol.

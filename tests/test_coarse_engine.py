@@ -13,7 +13,7 @@ from soft_fluid import beads, known_pair
 from ccg_gmx.engine import coarse_choice
 from ccg_gmx.engine.coarse_choice import choose_engine
 from ccg_gmx.engine.coarse_engine import CoarseEngineRun, CoarseRunSettings, run_coarse
-from ccg_gmx.engine.coarse_settings import BAR_PER_KJ_MOL_NM3, mean_and_error
+from ccg_gmx.engine.coarse_settings import mean_and_error
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import coarse_run
 from ccg_gmx.engine.plumed_build import Plugin
@@ -28,6 +28,7 @@ from ccg_gmx.potential.curves import Curve, TorsionMap
 from ccg_gmx.potential.evaluate import energies_and_forces
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.records import BeadFrames, FloatArray
+from ccg_gmx.units import BAR_PER_KJ_MOL_NM3
 
 MISSING = ToolMissingError("not on this machine")
 

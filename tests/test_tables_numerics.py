@@ -25,9 +25,10 @@ from ccg_gmx.potential.inversion import (
 from ccg_gmx.potential.layout import ModelLayout
 from ccg_gmx.potential.matching import ForceMatcher
 from ccg_gmx.potential.model import CoarseModel
-from ccg_gmx.potential.pressure import BAR_PER_KJ_MOL_NM3, PressureSampler, correct_pressure, pressure_response, ramp
+from ccg_gmx.potential.pressure import PressureSampler, correct_pressure, pressure_response, ramp
 from ccg_gmx.potential.relative_entropy import newton_step, sample_features
 from ccg_gmx.records import BeadFrames
+from ccg_gmx.units import BAR_PER_KJ_MOL_NM3
 
 COARSE = BasisSettings(pair_spacing=0.02)
 WW = ("W", "W")

@@ -169,6 +169,9 @@ def run_md(task: MdTask) -> None:
             _save_histograms(task.folder / f"histograms_{segment:07d}.npz", counter)
         state.save(checkpoint, **counter.tensors())
         report_steps(segment, task.segments)
+    last = task.folder / f"histograms_{task.segments:07d}.npz"
+    if not last.exists():  # a longer run was stopped just here
+        _save_histograms(last, counter)
 
 
 def _langevin(task: MdTask, system: System, seed: int) -> Langevin:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ccg_gmx.engine.coarse_choice import Choice
-from ccg_gmx.engine.coarse_settings import BAR_PER_KJ_MOL_NM3, CoarseEngineRun, CoarseRunSettings, mean_and_error
+from ccg_gmx.engine.coarse_settings import CoarseEngineRun, CoarseRunSettings, mean_and_error
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.engine.mdp import coarse_run
 from ccg_gmx.engine.run_files import ProgressCallback, writable_folder, write_text
@@ -24,6 +24,7 @@ from ccg_gmx.export.coarse_system import CoarseSystem
 from ccg_gmx.export.gromacs_system import MDP, STRUCTURE, TOPOLOGY, gromacs_files
 from ccg_gmx.export.plumed_pairs import INPUT, pair_files
 from ccg_gmx.records import FloatArray
+from ccg_gmx.units import BAR_PER_KJ_MOL_NM3
 
 TPR, _RECORD = "run.tpr", "inputs.json"
 _CUTOFF_NM = 0.1  # of interactions that do not exist

@@ -16,13 +16,14 @@ import numpy as np
 from MDAnalysis.lib.formats.libmdaxdr import TRRFile
 
 from ccg_gmx.engine.coarse_choice import Choice
-from ccg_gmx.engine.coarse_settings import BAR_PER_KJ_MOL_NM3, CoarseEngineRun, CoarseRunSettings, mean_and_error
+from ccg_gmx.engine.coarse_settings import CoarseEngineRun, CoarseRunSettings, mean_and_error
 from ccg_gmx.engine.run_files import ProgressCallback, storing, writable_folder
 from ccg_gmx.errors import ToolError
 from ccg_gmx.export.coarse_system import CoarseSystem
 from ccg_gmx.export.openmm_system import build_openmm_system, import_openmm
 from ccg_gmx.potential.evaluate import energies_and_forces
 from ccg_gmx.records import FloatArray
+from ccg_gmx.units import BAR_PER_KJ_MOL_NM3
 
 WHOLE_RUN = "run.trr"
 

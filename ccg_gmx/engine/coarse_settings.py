@@ -16,9 +16,6 @@ from ccg_gmx.molecule.frame_stream import read_bead_frames
 from ccg_gmx.records import BeadFrames, FloatArray
 from ccg_gmx.settings import Settings
 
-BAR_PER_KJ_MOL_NM3 = 16.605390671738467
-"""Pressure of 1 kJ/mol/nm^3 in bar: 1000 / (N_A 1e-27) Pa, CODATA 2018."""
-
 EngineName = Literal["gromacs", "gromacs+plumed", "openmm"]
 
 

@@ -20,9 +20,7 @@ from ccg_gmx.potential.distributions import Distributions
 from ccg_gmx.potential.evaluate import energies_and_forces
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.records import BeadFrames, FloatArray
-
-BAR_PER_KJ_MOL_NM3 = 16.605390671738466
-"""1 kJ/mol/nm^3 in bar: 1e28 / Avogadro's number."""
+from ccg_gmx.units import BAR_PER_KJ_MOL_NM3
 
 LARGEST_KT = 0.1
 """Largest coefficient of the ramp in one step, the limit that the paper uses."""
