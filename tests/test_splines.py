@@ -36,8 +36,8 @@ def test_inverse(spline, extra, bins, size, seed):
     raw, x = raw_parameters(bins, extra, size, seed), points(seed + 1)
     y, log_slope, _ = spline(x, raw)
     back, log_back, _ = spline(y, raw, inverse=True)
-    # A rounding error in y is magnified by 1 / slope on the way back, and those of the terms that cancel in the root are
-    # as large as the slopes at the ends of the bin. Largest constant in two million points of size 8: 1.24e-12.
+    # A rounding error in y is magnified by 1 / slope on the way back, and those of the terms that cancel in the root
+    # are as large as the slopes at the ends of the bin. Largest constant in two million points of size 8: 1.24e-12.
     steepest = 1.0 + torch.nn.functional.softplus(raw[2 * bins :] + SLOPE_OFFSET).amax(0)
     magnified = 3e-12 * (1.0 + steepest * torch.exp(-log_slope))
     assert ((back - x).abs() <= magnified).all()

@@ -44,7 +44,7 @@ def test_the_water_workflow_is_valid_and_its_paths_are_absolute() -> None:
         ("methods=[msm]", "methods.0"),
         ("potential.cutoff_nm=0", "iterations.pressure_bar needs pairs"),
         ("final_steps=150", "multiple of coarse_md.output_every"),
-        ("coarse_md.settle_steps=50000", "leaves nothing of 50000 steps"),
+        ("coarse_md.settle_steps=100000", "leaves nothing of 100000 steps"),
         ("fine_md.tpr=run.tpr", "expected mdps, or tpr and trajectory"),
         ("fine_md={tpr: run.tpr, trajectory: run.trr}", "fine_md.tpr: no file"),
         ("mapping=nowhere.yaml", "mapping: no file"),
@@ -98,7 +98,7 @@ def test_verdict_names_what_is_missing() -> None:
         "first peak 1.010 of the target's, pressure 900 +- 30 bar, wanted 1"
     ]
     assert not verdict(outcome(0.005, bar=80.0))[0]
-    assert not verdict(outcome(0.005, stopped=False))[0], "the best of thirty is not an end"
+    assert verdict(outcome(0.005, stopped=False))[0], "the run with a new seed decides"
     assert not verdict(outcome(0.005), agrees=False)[0]
     bonded = {"rdf_squared_error": None, "rdf_noise": None, "first_peak_ratio": None, "pressure_target_bar": None}
     bonded |= {"bonded_error": 0.12, "bonded_noise": 0.10}
@@ -122,7 +122,7 @@ def finished(gmx: object, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     pytest.importorskip("openmm", reason="no engine for pairs: OpenMM is not installed")
     folder = tmp_path_factory.mktemp("water")
     water = ROOT / "topologies" / "spce_water"
-    for name, steps in (("em", 1000), ("md", 100_000)):
+    for name, steps in (("em", 1000), ("md", 500_000)):
         text = (water / f"{name}.mdp").read_text()
         few = {"em": 20, "md": 1500}[name]
         assert f"= {steps}" in text
