@@ -102,8 +102,8 @@ def judge(
 def _reached(block: dict[str, Any], wanted: IterationSettings) -> bool:
     """Whether the run with the finished model keeps all tolerances, its noise taken into account.
 
-    That run alone decides, whether the iterations stopped by themselves or the best one was taken at their end: it has a
-    seed of its own, so that choosing among iterations cannot flatter it.
+    That run alone decides, whether the iterations stopped by themselves or the best one was taken at their end: it
+    has a seed of its own, so that choosing among iterations cannot flatter it.
     """
     kind = "rdf" if block["rdf_squared_error"] is not None else "bonded"
     error, noise = block["rdf_squared_error" if kind == "rdf" else "bonded_error"], block[f"{kind}_noise"]
