@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ccg_gmx.cycle.table_measure import measure_run
 from ccg_gmx.cycle.table_request import ModelRun, Runner, TableFolder, TableRequest
 from ccg_gmx.engine.run_files import storing
 from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.molecule.coarse_topology import CoarseTopology
-from ccg_gmx.potential.distributions import Distributions, DistributionSampler, Histogram
-from ccg_gmx.potential.distributions_file import load_distributions, save_distributions
+from ccg_gmx.potential.distributions import Distributions
+from ccg_gmx.potential.distributions_file import load_distributions
 from ccg_gmx.potential.inversion import (
     UpdateSettings,
     direct_inversion,
     finished_model,
     iterative_step,
-    rdf_error,
 )
 from ccg_gmx.potential.layout import ModelLayout
 from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.potential.npz_file import load_arrays, save_arrays
-from ccg_gmx.potential.pressure import Pressure, PressureSampler, correct_pressure, pressure_response
+from ccg_gmx.potential.pressure import Pressure, correct_pressure, pressure_response
 from ccg_gmx.potential.relative_entropy import Features, FeatureSampler, NewtonSettings, newton_step, sample_features
-from ccg_gmx.records import FloatArray
 
 _FEATURES = ("ccg features", 1)
 
@@ -97,32 +93,12 @@ class TableLoop:
         return record
 
     def _measure(self, folder: Path, model: CoarseModel, run: ModelRun) -> dict[str, Any]:
-        sampler = DistributionSampler(self.topology, self.request.range, self.request.bin_width)
-        ours = run.pressure_bar is None and bool(model.pairs)
-        pressure = PressureSampler(model, self.topology) if ours else None
         features = FeatureSampler(self._layout) if self.request.method == "re" else None
-        for chunk in run.frames():
-            for part in (sampler, features, pressure if chunk.box is not None else None):
-                if part is not None:
-                    part.add(chunk)
-        found = sampler.result()
-        with storing(folder):
-            save_distributions(found, folder / "distributions.npz")
-            if features is not None:
+        measured = measure_run(self.request, self.topology, self.target, model, run, folder, features)
+        if features is not None:
+            with storing(folder):
                 _save_features(features.result(), folder / "features.npz")
-        boxed = pressure is not None and found.volume is not None
-        mean = pressure.result() if boxed and pressure is not None else None
-        error = rdf_error(found, self.target)
-        return {
-            "frames": found.frames,
-            "pressure_bar": run.pressure_bar if mean is None else mean.bar,
-            "pressure_error": run.pressure_error if mean is None else mean.error,
-            "rdf_squared_error": None if error is None else error.squared,
-            "rdf_noise": None if error is None else error.noise,
-            "first_peak_ratio": None if error is None else error.first_peak_ratio,
-            "bonded_error": bonded_error(found, self.target),
-            "bonded_noise": bonded_noise(found, self.target),
-        }
+        return measured
 
     def _judged(self, record: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
         """Ratios to the start, and which tolerances are met; the start itself never is the end."""
@@ -217,29 +193,6 @@ class TableLoop:
 
 def _badness(record: dict[str, Any]) -> tuple[bool, float]:
     return not record["level"], record["ratio"]
-
-
-def bonded_error(found: Distributions, target: Distributions) -> float:
-    """Sum over bonded terms of half the absolute difference of their normalised histograms."""
-    return sum(
-        0.5 * float(np.abs(_share(part) - _share(target.bonded[name])).sum()) for name, part in found.bonded.items()
-    )
-
-
-def bonded_noise(found: Distributions, target: Distributions) -> float:
-    """What ``bonded_error`` is on average where both sample the same density: the errors of the counts alone.
-
-    The mean of the absolute value of a normal number is ``sqrt(2 / pi)`` standard deviations.
-    """
-    total = 0.0
-    for name, part in found.bonded.items():
-        variances = [h.dispersion * h.counts / h.counts.sum() ** 2 for h in (part, target.bonded[name])]
-        total += 0.5 * math.sqrt(2.0 / math.pi) * float(np.sqrt(np.sum(variances, axis=0)).sum())
-    return total
-
-
-def _share(part: Histogram) -> FloatArray:
-    return part.counts / part.counts.sum()
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ccg_gmx.cycle.store import Work, finite, read_json, write_json
 from ccg_gmx.cycle.table_fit import fit_tables
-from ccg_gmx.cycle.table_loop import bonded_error, bonded_noise
+from ccg_gmx.cycle.table_measure import measure_run
 from ccg_gmx.cycle.table_request import Method, TableRequest
 from ccg_gmx.cycle.table_runner import coarse_runner
 from ccg_gmx.engine.export_check import check_export
@@ -16,11 +15,9 @@ from ccg_gmx.engine.mdp import coarse_run
 from ccg_gmx.export.bundle import CHECK_FRAMES, ENGINES, write_bundle
 from ccg_gmx.molecule.coarse_topology import CoarseTopology
 from ccg_gmx.molecule.trajectory import read_frames
-from ccg_gmx.potential.distributions import DistributionSampler
-from ccg_gmx.potential.distributions_file import load_distributions, save_distributions
-from ccg_gmx.potential.inversion import BasisSettings, rdf_error
+from ccg_gmx.potential.distributions_file import load_distributions
+from ccg_gmx.potential.inversion import BasisSettings
 from ccg_gmx.potential.model import CoarseModel
-from ccg_gmx.potential.pressure import PressureSampler
 from ccg_gmx.records import BeadFrames
 
 BEADS = "beads"
@@ -106,27 +103,8 @@ def run_model(work: Work) -> None:
     result, topology = work.inputs["model"] / "result", request.read_topology()
     model = CoarseModel.load(result / "model.npz")
     run = coarse_runner(request, work.context["threads"])(model, work.folder / "run", work.seed)
-    sampler = DistributionSampler(topology, request.range, request.bin_width)
-    pressure = PressureSampler(model, topology) if run.pressure_bar is None and model.pairs else None
-    for chunk in run.frames():
-        sampler.add(chunk)
-        if pressure is not None and chunk.box is not None:
-            pressure.add(chunk)
-    found, target = sampler.result(), load_distributions(result / "target.npz")
-    save_distributions(found, work.folder / "distributions.npz")
-    error = rdf_error(found, target)
-    ours = pressure.result() if pressure is not None and found.volume is not None else None
-    facts: dict[str, Any] = {
-        **run.info,
-        "frames": found.frames,
-        "pressure_bar": run.pressure_bar if ours is None else ours.bar,
-        "pressure_error": run.pressure_error if ours is None else ours.error,
-        "rdf_squared_error": None if error is None else error.squared,
-        "rdf_noise": None if error is None else error.noise,
-        "first_peak_ratio": None if error is None else error.first_peak_ratio,
-        "bonded_error": bonded_error(found, target),
-        "bonded_noise": bonded_noise(found, target),
-    }
+    target = load_distributions(result / "target.npz")
+    facts = {**run.info, **measure_run(request, topology, target, model, run, work.folder)}
     write_json(work.folder / "run.json", finite(facts))
     work.count(coarse_md_steps=int(request.run["steps"]))
 
