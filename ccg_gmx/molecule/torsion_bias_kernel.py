@@ -40,7 +40,7 @@ def _cell(angle, n):
 
 
 @inlined
-def _weights(t):
+def piece_weights(t):
     """Return the four cubic B-splines at t."""
     left = 1 - t
     return (
@@ -52,7 +52,7 @@ def _weights(t):
 
 
 @inlined
-def _slopes(t):
+def piece_slopes(t):
     """Return their derivatives."""
     left = 1 - t
     return -0.5 * left * left, 1.5 * t * t - 2 * t, -1.5 * left * left + 2 * left, 0.5 * t * t
@@ -62,7 +62,7 @@ def _slopes(t):
 def _map(s, first, second, n, m, start, coefficients):
     """Return the value of one map at torsions ``s`` and its derivatives by the first and second one."""
     i, t = _cell(s[first], n)
-    weights, slopes = _weights(t), _slopes(t)
+    weights, slopes = piece_weights(t), piece_slopes(t)
     value, by_first, by_second = 0.0, 0.0, 0.0
     if second < 0:
         for a in range(4):
@@ -71,7 +71,7 @@ def _map(s, first, second, n, m, start, coefficients):
             by_first += slopes[a] * coefficient
         return value, by_first * n / _TURN, 0.0
     j, u = _cell(s[second], m)
-    column_weights, column_slopes = _weights(u), _slopes(u)
+    column_weights, column_slopes = piece_weights(u), piece_slopes(u)
     for a in range(4):
         row = start + ((i + a) % n) * m
         along, across = 0.0, 0.0

@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from ccg_gmx.molecule.kernel_lanes import compiled, cross, dot, inlined
+from ccg_gmx.molecule.torsion_bias_kernel import piece_slopes, piece_weights
 
 
 @inlined
@@ -161,25 +162,6 @@ def dihedral_geometry(positions, beads, boxes, inverses):
                 gradients[t, m, 2, axis] = -shared - by_l
                 gradients[t, m, 3, axis] = by_l
     return values, gradients
-
-
-@inlined
-def piece_weights(t):
-    """Return the four cubic B-splines that overlap an interval at t in [0, 1]."""
-    left = 1.0 - t
-    return (
-        left * left * left / 6.0,
-        (3.0 * t * t * t - 6.0 * t * t + 4.0) / 6.0,
-        (3.0 * left * left * left - 6.0 * left * left + 4.0) / 6.0,
-        t * t * t / 6.0,
-    )
-
-
-@inlined
-def piece_slopes(t):
-    """Return their derivatives by t."""
-    left = 1.0 - t
-    return -0.5 * left * left, 1.5 * t * t - 2.0 * t, -1.5 * left * left + 2.0 * left, 0.5 * t * t
 
 
 @inlined
