@@ -58,8 +58,9 @@ def export(
 
 def _write(source: tuple[Path, ...], targets: tuple[str, ...], out: Path, force: bool) -> dict[str, Any]:
     from dataclasses import asdict
+    from functools import partial
 
-    from ccg_gmx.engine.mdp import coarse_run
+    from ccg_gmx.engine.mdp import exported_run
     from ccg_gmx.errors import StoreError
     from ccg_gmx.export.bundle import ENGINES, is_bundle, write_bundle
 
@@ -67,10 +68,7 @@ def _write(source: tuple[Path, ...], targets: tuple[str, ...], out: Path, force:
         remedy = "--force replaces an export" if is_bundle(out) else "choose another folder: this is no export"
         raise StoreError(f"{out} exists", remedy=remedy)
     model, topology, frames = _read(source)
-
-    def mdp_text(cutoff_nm: float) -> str:
-        return coarse_run(model.temperature_K, 500_000, 1, output_every=1000, cutoff_nm=cutoff_nm).text()
-
+    mdp_text = partial(exported_run, model.temperature_K)
     every = "all" in targets
     engines = ENGINES if every else targets
     return asdict(write_bundle(out, model, topology, frames, engines, mdp_text, skip_impossible=every))

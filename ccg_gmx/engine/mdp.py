@@ -156,6 +156,19 @@ def coarse_run(
     return _langevin(temperature_K, steps, seed, dt_ps, output_every, tau_t_ps, cutoff_nm, forces)
 
 
+def exported_run(temperature_K: float, cutoff_nm: float) -> str:
+    """Run parameters that go with an exported coarse model, as text: a start for the user to edit.
+
+    Args:
+        temperature_K: of the model.
+        cutoff_nm: the longest that the box allows.
+
+    Raises:
+        SettingsError: if a value is out of range.
+    """
+    return coarse_run(temperature_K, 500_000, 1, output_every=1000, cutoff_nm=cutoff_nm).text()
+
+
 def minimise(*, steps: int = 5000, force_tolerance: float = 10.0, cutoff_nm: float = 2.5) -> Mdp:
     """Steepest-descent minimisation in vacuum.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ccg_gmx.cycle.store import Work, finite, read_json, write_json
@@ -11,7 +12,7 @@ from ccg_gmx.cycle.table_request import Method, TableRequest
 from ccg_gmx.cycle.table_runner import coarse_runner
 from ccg_gmx.engine.export_check import check_export
 from ccg_gmx.engine.map_trajectory import MapRequest, map_trajectory
-from ccg_gmx.engine.mdp import coarse_run
+from ccg_gmx.engine.mdp import exported_run
 from ccg_gmx.export.bundle import CHECK_FRAMES, ENGINES, write_bundle
 from ccg_gmx.molecule.coarse_topology import CoarseTopology
 from ccg_gmx.molecule.trajectory import read_frames
@@ -119,10 +120,7 @@ def export_model(work: Work) -> None:
     topology = CoarseTopology.load(beads / f"{BEADS}.topology.json")
     stride = max(1, int(read_json(beads / "map.json")["frames"]) // CHECK_FRAMES)
     frames = read_frames(beads / f"{BEADS}.trr", topology.n_beads, stride=stride)
-
-    def mdp_text(cutoff_nm: float) -> str:
-        return coarse_run(model.temperature_K, 500_000, 1, output_every=1000, cutoff_nm=cutoff_nm).text()
-
+    mdp_text = partial(exported_run, model.temperature_K)
     folder = work.folder / "export"
     chosen = BeadFrames(frames.positions, frames.time, frames.box)
     if not folder.exists():
