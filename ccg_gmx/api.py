@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ccg_gmx.cycle import summary as cycle_summary
+from ccg_gmx.cycle.backmap import summary as backmap_summary
+from ccg_gmx.cycle.backmap.config import BackmapWorkflow
+from ccg_gmx.cycle.backmap.run import BackmapRun
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.kinds import AnyWorkflow, load_any
 from ccg_gmx.cycle.run import Cycle
@@ -15,6 +18,7 @@ from ccg_gmx.cycle.tables import summary as tables_summary
 from ccg_gmx.cycle.tables.config import TablesWorkflow
 from ccg_gmx.cycle.tables.run import TablesRun
 from ccg_gmx.engine.driver import find_engine
+from ccg_gmx.report.backmap_run_page import write_backmap_outputs
 from ccg_gmx.report.outputs import command_line, make_manifest, write_outputs
 from ccg_gmx.report.tables_page import write_tables_outputs
 
@@ -56,6 +60,8 @@ def run_workflow(
         quiet: Log = log or (lambda _: None)
         if isinstance(workflow, Workflow):
             summary = _run_cycle(workflow, store, manifest, bar, quiet)
+        elif isinstance(workflow, BackmapWorkflow):
+            summary = _run_backmap(workflow, store, manifest, bar)
         else:
             summary = _run_tables(workflow, store, manifest, bar, quiet)
         store.sweep()
@@ -75,4 +81,11 @@ def _run_tables(
     results = TablesRun(workflow, store, bar, log).run()
     summary = tables_summary.summarise(results, store.wall_seconds())
     write_tables_outputs(results, summary, manifest, store.root)
+    return summary
+
+
+def _run_backmap(workflow: BackmapWorkflow, store: Store, manifest: dict[str, Any], bar: Bar | None) -> dict[str, Any]:
+    results = BackmapRun(workflow, store, bar).run()
+    summary = backmap_summary.summarise(results, store.wall_seconds())
+    write_backmap_outputs(results, summary, manifest, store.root)
     return summary

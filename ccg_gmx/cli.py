@@ -55,7 +55,7 @@ def main() -> None:
 def run(workflow: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Run a workflow, the whole cycle for instance; run again with the same folder, it resumes.
 
-    Exit code 3: finished, but the diagnostics say that the numbers are not to be trusted yet.
+    Exit code 3: finished, but the diagnostics say that the numbers are not to be trusted yet, or marks are missed.
 
     Example: ccg run workflows/alanine_dipeptide.yaml --out runs/alanine --set seed=2
     """
@@ -83,6 +83,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         click.echo(reason)
     if summary.get("kind", "cycle") == "cycle":
         _print_cycle(summary)
+    if summary.get("kind") == "backmap":
+        click.echo(f"model: {folder / 'model.pt'}")
     click.echo(f"report: {folder / 'report.html'}")
 
 
@@ -187,7 +189,7 @@ def _energy_text(table: dict[str, Any]) -> str:
 
 
 @main.command()
-@click.option("--kind", default="cycle", show_default=True, help="Of workflow: cycle or tables.")
+@click.option("--kind", default="cycle", show_default=True, help="Of workflow: cycle, tables or backmap.")
 def schema(kind: str) -> None:
     """Print the JSON schema of the workflow file: every key, its meaning and its default.
 

@@ -100,7 +100,8 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
             "assumptions": list(system.placement.describe_supports()),
         }
         if not dist.is_initialized() or dist.get_rank() == 0:
-            save_model(BackmapModel(flow, system, facts), request.out)
+            losses = {name: values.tolist() for name, values in trained.losses.items()}
+            save_model(BackmapModel(flow, system, {**facts, "losses": losses}), request.out)
             chosen = trained.held_out[:: max(1, -(-len(trained.held_out) // HELD_OUT_FRAMES))]
             _save_held_out(held_out_path(request.out), frames[chosen].numpy())
             state.unlink(missing_ok=True)

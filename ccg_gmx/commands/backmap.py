@@ -57,7 +57,8 @@ def backmap_train(
 ) -> None:
     """Learn to restore atoms from a user's own fine trajectories (.xtc, .trr, .dcd) of a .tpr or .psf.
 
-    TOPOLOGY may be a file of settings (.yaml; workflows/chignolin_backmap.yaml is one), which then says everything.
+    TOPOLOGY may be a workflow file of kind backmap (workflows/chignolin_backmap.yaml), which then says everything; its
+    fine runs are made in MODEL.md. `ccg run` does that too, restores frames and scores them.
     Solvent and ions are left out. Writes MODEL and MODEL.held_out.npz, the frames that the score card compares with.
     Interrupted, it goes on when the same command is given again. On several processes: torchrun --nproc-per-node N -m
     ccg_gmx.cli backmap train ...
@@ -68,10 +69,7 @@ def backmap_train(
 
     first = int(os.environ.get("RANK", "0")) == 0
     if topology.suffix in (".yaml", ".yml"):
-        from ccg_gmx.backmap.config import load_config, request_of
-
-        with progress_bar("fine MD", quiet or not first) as bar:
-            request = request_of(load_config(topology), out, bar)
+        request = _request_of_file(topology, trajectories, out, quiet or not first)
     else:
         request = _request(topology, trajectories, out, options)
     say = (lambda line: click.echo(line, err=True)) if first and not quiet else None
@@ -80,6 +78,23 @@ def backmap_train(
         facts = train_from_files(request, report, say)
     if first:
         click.echo(json.dumps(facts, indent=1) if as_json else _train_text(facts, out))
+
+
+def _request_of_file(file: Path, trajectories: tuple[Path, ...], out: Path, quiet: bool) -> TrainRequest:
+    """What a workflow file says about training; its fine runs are made first, or gone on with."""
+    from ccg_gmx.commands.progress import Bar
+    from ccg_gmx.cycle.backmap.config import BackmapWorkflow
+    from ccg_gmx.cycle.backmap.run import training_request
+    from ccg_gmx.cycle.kinds import load_any
+    from ccg_gmx.errors import SettingsError
+
+    workflow = load_any(file)
+    if not isinstance(workflow, BackmapWorkflow) or trajectories:
+        raise SettingsError(
+            f"{file.name} {'with trajectories' if trajectories else 'describes no backmapping'}",
+            expected="a workflow file of kind backmap alone, or a topology and trajectories",
+        )
+    return training_request(workflow, out, None if quiet else Bar)
 
 
 def _request(topology: Path, trajectories: tuple[Path, ...], out: Path, options: dict[str, Any]) -> TrainRequest:

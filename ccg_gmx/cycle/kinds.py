@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ccg_gmx.cycle.backmap.config import BackmapWorkflow
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.tables.config import TablesWorkflow
 from ccg_gmx.cycle.workflow_file import read_workflow
 from ccg_gmx.errors import SettingsError
 
-AnyWorkflow = Workflow | TablesWorkflow
-MODELS: dict[str, type[AnyWorkflow]] = {"cycle": Workflow, "tables": TablesWorkflow}
+AnyWorkflow = Workflow | TablesWorkflow | BackmapWorkflow
+MODELS: dict[str, type[AnyWorkflow]] = {"cycle": Workflow, "tables": TablesWorkflow, "backmap": BackmapWorkflow}
 
 
 def load_any(path: Path, overrides: tuple[str, ...] = ()) -> AnyWorkflow:

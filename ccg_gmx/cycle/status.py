@@ -8,6 +8,9 @@ from typing import Any
 from ccg_gmx.cycle.store import PARTIAL, RECORD, read_json
 from ccg_gmx.errors import StoreError
 
+_OUTCOMES = {"backmap": ("and all marks kept", ", but marks missed")}
+"""Kind of workflow -> words for a verdict, where they are not those of iterations."""
+
 
 def run_status(folder: Path) -> dict[str, Any]:
     """Return finished stages with their seconds, stages under way with their percentage, and a sentence.
@@ -44,7 +47,8 @@ def _words(folder: Path) -> str:
     if _settings(folder / "results.json") != _settings(folder / "manifest.json"):
         return f"finished with earlier settings, not with the last ones; `ccg run` with --out {folder} goes on"
     summary = read_json(folder / "summary.json")
-    return "finished and converged" if summary["converged"] else "finished, not converged: see report.html"
+    kept, missed = _OUTCOMES.get(summary.get("kind", "cycle"), ("and converged", ", not converged"))
+    return f"finished {kept}" if summary["converged"] else f"finished{missed}: see report.html"
 
 
 def _settings(path: Path) -> dict[str, Any]:

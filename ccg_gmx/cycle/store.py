@@ -36,6 +36,8 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 """What numpy says, without an error number, when the disk is full."""
 _TEMPORARY = re.compile(r"\..+\.(\d+\.tmp|partial)")
 """Names that files of the package have until they are whole."""
+_JOURNAL = re.compile(r"\..+\.part\.\w+")
+"""Names of unfinished files that know themselves how far they are whole (see backmap/restore.py)."""
 RECORD = "stage.json"
 EVALUATIONS = "evaluations.json"
 """Energies that a stage computed, by kind: fine_md_steps, flow, checks."""
@@ -235,7 +237,8 @@ def _run_one(task: tuple[Job, str]) -> None:
     folder, partial = Path(target), _partial(Path(target))
     partial.mkdir(parents=True, exist_ok=True)
     for torn in partial.rglob(".*"):  # files that a killed attempt was writing under temporary names
-        torn.unlink()
+        if not _JOURNAL.fullmatch(torn.name):
+            torn.unlink()
     start = time.monotonic() - _seconds_before(partial)
     last = [0.0]
 

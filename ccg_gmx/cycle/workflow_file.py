@@ -13,8 +13,6 @@ from ccg_gmx.errors import SettingsError
 from ccg_gmx.settings import Settings
 
 DEFAULT_KIND = "cycle"
-READ_ELSEWHERE = {"backmap": "`ccg backmap train` reads this file"}
-"""Kind -> what to do with a file that is no workflow of `ccg run`."""
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -38,7 +36,7 @@ def read_workflow(path: Path, overrides: tuple[str, ...], models: Mapping[str, t
         raise SettingsError(
             f"{path.name}, line {_line(tree, ('kind',))}: a workflow of kind {kind!r}",
             expected=f"kind: {' or '.join(models)}",
-            remedy=READ_ELSEWHERE.get(kind, "see workflows/ for examples"),
+            remedy="see workflows/ for examples",
         )
     try:
         return models[kind].model_validate(document)

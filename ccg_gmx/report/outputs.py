@@ -19,6 +19,7 @@ from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import StoreError
 from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.free_energy.surface import save_surface, write_plumed_grid
+from ccg_gmx.report.backmap_run_page import rebuild_backmap_page
 from ccg_gmx.report.gather import gather
 from ccg_gmx.report.html import build_report
 from ccg_gmx.report.plots import plot_surface
@@ -89,6 +90,8 @@ def rebuild_report(folder: Path) -> Path:
     manifest, packed = read_json(folder / "manifest.json"), read_json(folder / "results.json")
     if packed.get("kind") == "tables":
         return rebuild_tables_page(folder, packed, manifest)
+    if packed.get("kind") == "backmap":
+        return rebuild_backmap_page(folder, packed, manifest)
     try:
         # Its own settings: those of manifest.json may be of a later run that is not finished.
         workflow = Workflow.model_validate(packed["workflow"])

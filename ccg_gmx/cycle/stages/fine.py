@@ -12,8 +12,9 @@ from ccg_gmx.cycle.stages.fine_langevin import run_walkers
 from ccg_gmx.cycle.store import Work, write_json
 from ccg_gmx.cycle.system import System
 from ccg_gmx.engine.driver import find_engine
-from ccg_gmx.engine.mdp import fine_run, minimise
+from ccg_gmx.engine.mdp import Mdp, fine_run, minimise
 from ccg_gmx.engine.protocol import Engine
+from ccg_gmx.engine.run_files import MdrunResult
 from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
@@ -84,11 +85,19 @@ def run_fine(work: Work) -> None:
         output_every=settings["output_every"],
         tau_t_ps=settings["friction_time_ps"],
     )
-    tpr = folder / "run.tpr"
-    if not tpr.exists():
-        gmx.grompp(mdp, minimised.gro, topology_file, tpr, workdir=folder)
-    result = gmx.mdrun(tpr, folder, name="run", steps_total=settings["steps"], progress=work.progress)
+    result = run_in_stage(work, gmx, mdp, minimised.gro)
     work.count(fine_md_steps=result.steps + minimised.steps)
+
+
+def run_in_stage(work: Work, engine: Engine, mdp: Mdp, conf: Path) -> MdrunResult:
+    """Run MD of ``settings["steps"]`` steps as ``run.*`` in a stage's folder, from its checkpoint if there is one.
+
+    Inputs: topology.
+    """
+    tpr = work.folder / "run.tpr"
+    if not tpr.exists():
+        engine.grompp(mdp, conf, work.inputs["topology"], tpr, workdir=work.folder)
+    return engine.mdrun(tpr, work.folder, name="run", steps_total=work.settings["steps"], progress=work.progress)
 
 
 def turned_structure(system: System, degrees: dict[str, float]) -> FloatArray:
