@@ -20,6 +20,7 @@ from ccg_gmx.backmap.data import Source, read_fine
 from ccg_gmx.backmap.jobs import _save_held_out, held_out_path
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
+from ccg_gmx.backmap.sampling import Sampler
 from ccg_gmx.backmap.score import geometry_classes, jensen_shannon, measure, score_classes, summarise_classes
 from ccg_gmx.backmap.system import relabelled
 from ccg_gmx.backmap.train import BackmapTraining, train_backmap
@@ -77,7 +78,7 @@ def test_restored_frames_stand_on_their_beads_and_carry_their_density(folder: Pa
 def test_an_interrupted_restoration_goes_on_to_the_same_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(folder / "m.pt")
     monkeypatch.setattr("ccg_gmx.backmap.restore.CHUNK_ATOMS", 3 * 32 * 4)
-    settings = RestoreSettings(samples=1, candidates=4, rounds=2)
+    sampler = Sampler(model.flow, model.system, candidates=4, rounds=2)
 
     def run(out: Path, stop: float = math.inf) -> dict[str, np.ndarray]:
         seen = []
@@ -87,7 +88,7 @@ def test_an_interrupted_restoration_goes_on_to_the_same_frames(folder: Path, mon
             if len(seen) >= stop:
                 raise KeyboardInterrupt
 
-        return restore_trajectory(model.flow, model.system, folder / "cg.trr", out, settings, progress=progress)
+        return restore_trajectory(sampler, folder / "cg.trr", out, RestoreSettings(), progress=progress)
 
     whole = run(folder / "whole.trr")
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +108,7 @@ def test_half_a_restoration_with_other_options_is_not_continued(folder: Path) ->
     def stop(done: float, total: float) -> None:
         raise KeyboardInterrupt
 
-    arguments = (model.flow, model.system, folder / "cg.trr", folder / "x.trr")
+    arguments = (Sampler(model.flow, model.system), folder / "cg.trr", folder / "x.trr")
     with pytest.raises(KeyboardInterrupt):
         restore_trajectory(*arguments, RestoreSettings(seed=1), progress=stop)
     with pytest.raises(StoreError, match="other options"):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ccg_gmx.backmap.contacts import clash_counts, contact_rules
-from ccg_gmx.backmap.model import BackmapFlow
-from ccg_gmx.backmap.sampling import Sampler
+from ccg_gmx.backmap.restore import Energy, Progress
+from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.score import (
     ClassScore,
     diversity_nm,
@@ -21,14 +21,17 @@ from ccg_gmx.backmap.score import (
     score_classes,
     summarise_classes,
 )
-from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.free_energy.diagnostics import kish_fraction
+from ccg_gmx.free_energy.estimators import log_mean_weight
+from ccg_gmx.free_energy.run_agreement import forward_ess_fraction
 from ccg_gmx.records import FloatArray
 
 CARD_ATOMS = 3_000_000
 """Restored atoms that a card is made of, at most."""
 CHUNK_ATOMS = 200_000
 DIVERSITY_SAMPLES = 4
+WEIGHT_SAMPLES = 64
+"""Draws of each held-out frame that weights are judged by, at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,52 +48,49 @@ class Card:
 
 
 def make_card(
-    flow: BackmapFlow,
-    system: BackmapSystem,
+    restorer: Restorer,
     fine: FloatArray,
     *,
     samples: int,
-    candidates: int,
-    rounds: int,
     seed: int,
-    energy: Any = None,
-    progress: Any = None,
+    energy: Energy | None = None,
+    progress: Progress | None = None,
 ) -> Card:
     """Restore held-out frames from their own beads and compare.
 
     Args:
-        flow: trained.
-        system: of the frames.
+        restorer: puts atoms on beads.
         fine: ``[T, N, 3]`` nm, held out, relabelled.
-        samples: draws of each frame.
-        candidates: as in :class:`ccg_gmx.backmap.sampling.Sampler`.
-        rounds: likewise.
+        samples: draws of each frame; at least 64 are made where weights are judged.
         seed: of the draws.
         energy: energies in kT of frames, or None.
         progress: called with (done, total).
     """
+    system = restorer.system
+    samples = max(samples, DIVERSITY_SAMPLES if energy is None else WEIGHT_SAMPLES)
     fine = fine[:: max(1, math.ceil(len(fine) * len(system.atoms) * samples / CARD_ATOMS))]
     beads = fine[:, system.beads]
-    sampler = Sampler(flow, system, candidates, rounds)
     begin = time.perf_counter()
-    positions, log_q, log_choice = _draw(sampler, beads, samples, seed, progress)
+    positions, log_q, log_choice = _draw(restorer, beads, samples, seed, progress)
     seconds = time.perf_counter() - begin
     flat = positions.reshape(-1, *positions.shape[2:])
     scores = score_classes(system, fine, flat)
-    held_out = _log_prob(flow, sampler, fine)
+    held_out = _log_prob(restorer, fine)
+    inside = held_out[np.isfinite(held_out)]
     numbers = {
         **frame_facts(system, flat, np.repeat(beads, samples, axis=0)),
         **summarise_classes(scores),
         "held_out_frames": len(fine),
         "samples": samples,
-        "candidates": candidates,
-        "rounds": rounds,
+        "candidates": restorer.candidates,
+        "rounds": restorer.rounds,
         "seconds_per_frame": seconds / len(flat),
         "clash_fraction_fine": float(np.mean(clash_counts(contact_rules(system.atoms), fine) > 0)),
         "diversity_nm": diversity_nm(positions, system.beads),
         "rotamers": rotamers(system, fine, flat),
-        "log_q_held_out_mean": float(held_out.mean()),
-        "entropy_of_atoms_given_beads_nats": -float(held_out.mean()),
+        "log_q_held_out_mean": float(inside.mean()),
+        "held_out_outside_support_fraction": 1.0 - len(inside) / len(held_out),
+        "entropy_of_atoms_given_beads_nats": -float(inside.mean()),
         "entropy_of_the_model_nats": -float(np.mean(log_q[np.isfinite(log_q)])),
         "unreachable_fraction": float(np.mean(~np.isfinite(log_q))),
     }
@@ -104,15 +104,15 @@ def make_card(
 
 
 def _draw(
-    sampler: Sampler, beads: FloatArray, samples: int, seed: int, progress: Any
+    restorer: Restorer, beads: FloatArray, samples: int, seed: int, progress: Progress | None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Positions ``[T, K, N, 3]`` nm, ln q and ln choice ``[T, K]``."""
     generator = torch.Generator().manual_seed(seed)
-    size = max(1, CHUNK_ATOMS // (len(sampler.system.atoms) * samples * sampler.candidates))
+    size = max(1, CHUNK_ATOMS // (len(restorer.system.atoms) * samples * restorer.candidates))
     parts = []
     for start in range(0, len(beads), size):
         own = torch.from_numpy(beads[start : start + size]).repeat_interleave(samples, 0)
-        parts.append(sampler.draw(own, generator))
+        parts.append(restorer.draw(own, generator))
         if progress is not None:
             progress(min(start + size, len(beads)), len(beads))
     shape = (len(beads), samples)
@@ -123,33 +123,55 @@ def _draw(
     )
 
 
-@torch.no_grad()
-def _log_prob(flow: BackmapFlow, sampler: Sampler, frames: FloatArray) -> FloatArray:
-    """ln q(r | beads) of frames, ``[T]``."""
-    size = max(1, CHUNK_ATOMS // len(sampler.system.atoms))
-    parts = [
-        flow.log_prob(torch.from_numpy(frames[start : start + size]), sampler.view)
-        for start in range(0, len(frames), size)
-    ]
-    values = torch.cat(parts).numpy()
-    return values[np.isfinite(values)]
+def _log_prob(restorer: Restorer, frames: FloatArray) -> FloatArray:
+    """ln q(r | beads) of frames, ``[T]``; -inf off the supports."""
+    size = max(1, CHUNK_ATOMS // len(restorer.system.atoms))
+    parts = [restorer.log_prob(torch.from_numpy(frames[start : start + size])) for start in range(0, len(frames), size)]
+    return torch.cat(parts).numpy()
 
 
 def _energies(
-    energy: Any, fine: FloatArray, positions: FloatArray, log_q: FloatArray, held_out: FloatArray
+    energy: Energy, fine: FloatArray, positions: FloatArray, log_q: FloatArray, held_out: FloatArray
 ) -> dict[str, Any]:
-    """Energies of fine and restored frames in kT, and the weights of the draws at the same beads."""
+    """Energies of fine and restored frames in kT, and how well the flow covers the Boltzmann ensemble at their beads.
+
+    Args:
+        energy: of frames, kT.
+        fine: ``[T, N, 3]`` nm.
+        positions: ``[T, K, N, 3]`` nm, K draws on the beads of each fine frame.
+        log_q: ``[T, K]`` their log-densities.
+        held_out: ``[T]`` log-density of the fine frames.
+    """
     u_fine = energy(fine)
     u = energy(positions.reshape(-1, *positions.shape[2:])).reshape(log_q.shape)
+    inside = np.isfinite(held_out)
     result: dict[str, Any] = {
         "energy_fine_kT": _quantiles(u_fine),
         "energy_restored_kT": _quantiles(u.ravel()),
-        "forward_bound": float(u_fine.mean() + held_out.mean()),
+        "forward_bound": float(u_fine[inside].mean() + held_out[inside].mean()),
     }
-    if log_q.shape[1] > 1:
-        fractions = kish_fraction(-u - log_q)
-        result["kish_fraction_median"] = float(np.median(fractions))
-    return result
+    if log_q.shape[1] < 2:
+        return result
+    log_w = np.where(np.isfinite(log_q), -u - log_q, -np.inf)
+    fractions = kish_fraction(log_w)
+    return result | {
+        "kish_fraction_median": float(np.median(fractions)),
+        "kish_fraction_p05": float(np.quantile(fractions, 0.05)),
+        "forward_ess_fraction": conditional_forward_ess(-u_fine - held_out, log_w),
+    }
+
+
+def conditional_forward_ess(log_w_fine: FloatArray, log_w: FloatArray) -> float:
+    """Effective fraction of the draws as frames of the target see it.
+
+    Every fine frame has beads of its own and with them a normalisation Z of its own, which the mean weight of the draws
+    on these beads estimates; the rest is :func:`ccg_gmx.free_energy.run_agreement.forward_ess_fraction`.
+
+    Args:
+        log_w_fine: ``[T]`` log-weights of fine frames, +inf for one that the flow cannot make.
+        log_w: ``[T, K]`` log-weights of the draws on their beads.
+    """
+    return forward_ess_fraction(log_w_fine - log_mean_weight(log_w))
 
 
 def _quantiles(values: FloatArray) -> dict[str, float]:

@@ -82,15 +82,7 @@ def read_source(path: Path) -> Source:
 
 
 def _from_tpr(path: Path) -> Atoms:
-    topology = parse_tpr_dump(Gmx.find().dump(path))
-    return Atoms(
-        topology.names,
-        topology.residue_names,
-        topology.residue_ids,
-        topology.masses,
-        topology.charges,
-        topology.bonds,
-    )
+    return Atoms.of_topology(parse_tpr_dump(Gmx.find().dump(path)))
 
 
 def _from_mdanalysis(path: Path) -> Atoms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import torch
 import torch.distributed as dist
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
-from ccg_gmx.backmap.data import read_fine, read_source
+from ccg_gmx.backmap.data import Source, read_fine, read_source
 from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
+from ccg_gmx.backmap.restore import Energy
+from ccg_gmx.backmap.restorer import Restorer
+from ccg_gmx.backmap.sampling import Sampler
 from ccg_gmx.backmap.system import BackmapSystem, bead_names, make_system, relabelled
 from ccg_gmx.backmap.train import BackmapTraining, train_backmap
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.structure import read_structure
-from ccg_gmx.molecule.topology import Topology, parse_tpr_dump
+from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.records import FloatArray
 from ccg_gmx.units import thermal_energy
 
@@ -175,69 +179,99 @@ def _check_chirality(system: BackmapSystem, frames: torch.Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is restored, and what its energies are.
+    """What restores, and what its frames can be compared with.
 
     Attributes:
-        model: the trained flow.
-        system: that of the model, or of another topology of the same kinds.
-        topology: of the .tpr, or None without one.
-        note: what was left out.
+        restorer: draws atoms on beads.
+        note: what was left out, for people.
+        energy: makes the function that gives energies in kT of frames, for weights; raises where they are no Boltzmann
+            exponent.
+        held_out: reads fine frames ``[T, N, 3]`` nm that the training never saw; raises where there are none.
     """
 
-    model: BackmapModel
-    system: BackmapSystem
-    topology: Topology | None
+    restorer: Restorer
     note: str
+    energy: Callable[[], Energy]
+    held_out: Callable[[], FloatArray]
 
 
-def load_target(model: Path, tpr: Path | None, structure: Path | None) -> Target:
+def load_target(
+    model: Path, tpr: Path | None = None, structure: Path | None = None, candidates: int = 8, rounds: int = 2
+) -> Target:
     """Read a model and what to restore with it.
 
     Args:
         model: model file.
         tpr: another topology, or that of the training for its energies; None for the system of the training.
         structure: reference of the other topology.
+        candidates: draws of each block of which one is taken.
+        rounds: the same of whole frames.
 
     Raises:
         SettingsError: another topology without a reference structure.
     """
     found = load_model(model)
-    if tpr is None:
-        if structure is not None:
-            raise SettingsError("--structure without --tpr", expected="both, for another molecule")
-        return Target(found, found.system, None, "")
-    source = read_source(tpr)
-    topology = parse_tpr_dump(Gmx.find().dump(tpr)) if tpr.suffix == ".tpr" else None
-    if source.atoms.names == found.system.atoms.names and structure is None:
-        return Target(found, found.system, topology, source.note)
+    if tpr is None and structure is not None:
+        raise SettingsError("--structure without --tpr", expected="both, for another molecule")
+    source = None if tpr is None else read_source(tpr)
+    system = _restored_system(found, source, tpr, structure)
+    own = system is found.system
+    return Target(
+        Sampler(found.flow, system, candidates, rounds),  # refuses kinds that the model does not know
+        "" if source is None else source.note,
+        lambda: _file_energy(tpr, "" if source is None else source.note),
+        lambda: read_held_out(model) if own else _no_held_out(),
+    )
+
+
+def _restored_system(
+    found: BackmapModel, source: Source | None, tpr: Path | None, structure: Path | None
+) -> BackmapSystem:
+    if source is None or (source.atoms.names == found.system.atoms.names and structure is None):
+        return found.system
     if structure is None:
         raise SettingsError(
             f"{tpr} is another molecule than that of the training, without a structure",
             expected="--structure FILE.gro, whose handedness the restored frames keep",
         )
-    system = make_system(source.atoms, found.system.bead_names, _structure(structure, source.kept, source))
-    found.flow.view(system)  # refuses kinds that the model does not know
-    return Target(found, system, topology, source.note)
+    return make_system(source.atoms, found.system.bead_names, _structure(structure, source.kept, source))
 
 
-def reduced_energy(target: Target, temperature_K: float | None = None) -> Any:
-    """Energies in kT of frames, for weights.
+def _no_held_out() -> FloatArray:
+    raise SettingsError(
+        "--report for another molecule than that of the training",
+        expected="held-out fine frames, which only the molecule of the training has",
+        remedy="leave out --report",
+    )
+
+
+def _file_energy(tpr: Path | None, note: str) -> Energy:
+    """Energies in kT of frames, by a .tpr.
 
     Raises:
         SettingsError: no .tpr, or not the whole of what it holds is restored.
         TopologyError: constraints, cut-offs or terms that the energies do not cover.
     """
-    topology = target.topology
-    if topology is None:
+    if tpr is None or tpr.suffix != ".tpr":
         raise SettingsError("--weights without --tpr", expected="the .tpr of the molecule in vacuum")
-    if target.note:
+    if note:
         raise SettingsError(
-            f"--weights for a molecule in solvent ({target.note})",
+            f"--weights for a molecule in solvent ({note})",
             expected="the whole of the .tpr, a molecule in vacuum",
             remedy="without its solvent the energy of the solute is no Boltzmann exponent: leave out --weights",
         )
-    force_field = ForceField(topology)
-    kT = thermal_energy(temperature_K or topology.run.temperature_K)
+    topology = parse_tpr_dump(Gmx.find().dump(tpr))
+    return reduced_energy(ForceField(topology), topology.run.temperature_K)
+
+
+def reduced_energy(force_field: Callable[[torch.Tensor], torch.Tensor], temperature_K: float) -> Energy:
+    """Energies in kT of frames ``[T, N, 3]`` nm.
+
+    Args:
+        force_field: energies in kJ/mol.
+        temperature_K: temperature.
+    """
+    kT = thermal_energy(temperature_K)
 
     def energy(positions: FloatArray) -> FloatArray:
         with torch.no_grad():

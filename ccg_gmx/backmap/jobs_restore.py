@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ccg_gmx.backmap.card import DIVERSITY_SAMPLES, Card, make_card
-from ccg_gmx.backmap.jobs import Target, load_target, read_held_out, reduced_energy
+from ccg_gmx.backmap.card import Card, make_card
+from ccg_gmx.backmap.jobs import Target
 from ccg_gmx.backmap.minimise import minimise_frames
-from ccg_gmx.backmap.restore import Progress, RestoreSettings, restore_trajectory
-from ccg_gmx.errors import SettingsError
+from ccg_gmx.backmap.restore import Energy, Progress, RestoreSettings, restore_trajectory
 from ccg_gmx.free_energy.diagnostics import kish_fraction
 from ccg_gmx.records import FloatArray
 
@@ -24,15 +23,10 @@ class RestoreRequest:
     """What to restore; names as the options of the command.
 
     Attributes:
-        model: model file.
         coarse: trajectory of the beads.
         out: trajectory to write.
         samples: fine frames per coarse one.
-        candidates: draws of each block.
-        rounds: draws of each frame.
         weights: energies and log-weights.
-        tpr: run input, or None.
-        structure: reference of another molecule, or None.
         top: topology for the minimisation, or None.
         minimise_steps: its steps.
         report: make a score card.
@@ -41,15 +35,10 @@ class RestoreRequest:
         seed: of the noise.
     """
 
-    model: Path
     coarse: Path
     out: Path
     samples: int = 1
-    candidates: int = 8
-    rounds: int = 2
     weights: bool = False
-    tpr: Path | None = None
-    structure: Path | None = None
     top: Path | None = None
     minimise_steps: int = 200
     report: bool = False
@@ -58,30 +47,34 @@ class RestoreRequest:
     seed: int = 0
 
 
-def restore_from_files(request: RestoreRequest, progress: Progress | None = None) -> tuple[dict[str, Any], Card | None]:
+def restore_from_files(
+    request: RestoreRequest, target: Target, progress: Progress | None = None
+) -> tuple[dict[str, Any], Card | None]:
     """Restore, and return what is to be told, and the score card if there is one.
+
+    Args:
+        request: what to do.
+        target: what to do it with.
+        progress: called with (done, total).
 
     Raises:
         CcgError: in one line, whatever does not fit.
     """
-    target = load_target(request.model, request.tpr, request.structure)
-    energy = reduced_energy(target) if request.weights else None
-    settings = RestoreSettings(
-        request.samples, request.candidates, request.rounds, request.seed, request.stride, request.frames
-    )
+    energy = target.energy() if request.weights else None
+    held_out = target.held_out() if request.report else None  # what is missing is said before the work
+    settings = RestoreSettings(request.samples, request.seed, request.stride, request.frames)
     begin = time.perf_counter()
-    table = restore_trajectory(
-        target.model.flow, target.system, request.coarse, request.out, settings, energy=energy, progress=progress
-    )
+    table = restore_trajectory(target.restorer, request.coarse, request.out, settings, energy=energy, progress=progress)
     facts = _facts(table, time.perf_counter() - begin, request, target)
     if request.weights:
         facts |= _weights(request.out.with_suffix(".npz"), table, request.samples)
     if request.top is not None:
-        facts["minimised"] = minimise_frames(target.system, request.out, request.top, request.minimise_steps)
-        facts["files"].append(facts["minimised"]["file"])
-    if not request.report:
+        system = target.restorer.system
+        facts["minimised"] = minimise_frames(system, request.out, request.top, request.minimise_steps, fine=held_out)
+        facts["files"] += [facts["minimised"]["file"], facts["minimised"]["table"]]
+    if held_out is None:
         return facts, None
-    card = make_report(request, target, energy)
+    card = make_report(request, target, held_out, energy)
     return {**facts, "card": card.numbers}, card
 
 
@@ -112,25 +105,12 @@ def _weights(path: Path, table: dict[str, FloatArray], samples: int) -> dict[str
     return {"kish_fraction_median": float(np.median(kish_fraction(log_w.reshape(-1, samples))))}
 
 
-def make_report(request: RestoreRequest, target: Target, energy: Any) -> Card:
-    """Score card of a model on its held-out frames.
-
-    Raises:
-        SettingsError: another molecule is restored, of which there are no held-out frames.
-    """
-    if target.system is not target.model.system:
-        raise SettingsError(
-            "--report for another molecule than that of the training",
-            expected="held-out fine frames, which only the molecule of the training has",
-            remedy="leave out --report",
-        )
+def make_report(request: RestoreRequest, target: Target, held_out: FloatArray, energy: Energy | None) -> Card:
+    """Score card on held-out fine frames ``[T, N, 3]`` nm."""
     return make_card(
-        target.model.flow,
-        target.system,
-        read_held_out(request.model),
-        samples=max(request.samples, DIVERSITY_SAMPLES),
-        candidates=request.candidates,
-        rounds=request.rounds,
+        target.restorer,
+        held_out,
+        samples=request.samples,
         seed=request.seed + 1,
         energy=energy,
     )

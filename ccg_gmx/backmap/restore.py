@@ -18,8 +18,7 @@ from MDAnalysis.lib.formats.libmdaxdr import TRRFile, XTCFile
 
 from ccg_gmx.backmap.contacts import clash_counts
 from ccg_gmx.backmap.data import atoms_of
-from ccg_gmx.backmap.model import BackmapFlow
-from ccg_gmx.backmap.sampling import Sampler
+from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.engine.run_files import storing
 from ccg_gmx.errors import SettingsError, StoreError, TrajectoryError
@@ -45,16 +44,12 @@ class RestoreSettings:
 
     Attributes:
         samples: restored frames of each coarse frame.
-        candidates: draws of each block of which one is taken, so that atoms do not overlap.
-        rounds: the same of whole frames.
         seed: of the noise.
         stride: every so-manyth coarse frame.
         frames: at most so many coarse frames; None for all.
     """
 
     samples: int = 1
-    candidates: int = 8
-    rounds: int = 2
     seed: int = 0
     stride: int = 1
     frames: int | None = None
@@ -65,8 +60,7 @@ COLUMNS = ("frame", "time_ps", "log_q", "log_choice", "clashes", "chirality_erro
 
 
 def restore_trajectory(
-    flow: BackmapFlow,
-    system: BackmapSystem,
+    restorer: Restorer,
     coarse: Path,
     out: Path,
     settings: RestoreSettings,
@@ -79,6 +73,14 @@ def restore_trajectory(
     Interrupted, it goes on when called again in the same way: what is written is kept, and every piece has its own
     noise, so the result is the same. Both files appear when they are whole.
 
+    Args:
+        restorer: puts atoms on beads.
+        coarse: .xtc or .trr of the beads, or of all atoms.
+        out: trajectory to write.
+        settings: see there.
+        energy: energies in kT for the table, or None.
+        progress: called with (done, total).
+
     Returns:
         The columns of the table, ``[R]`` each, ``R = frames * samples``.
 
@@ -89,15 +91,14 @@ def restore_trajectory(
     out, coarse = Path(out), Path(coarse)
     if out.suffix not in (".xtc", ".trr"):
         raise SettingsError(f"-o {out}", expected="a name that ends in .xtc or .trr")
-    sampler = Sampler(flow, system, settings.candidates, settings.rounds)
-    journal = _Journal(out, _contract(flow, system, coarse, settings, energy is not None))
-    size = max(1, CHUNK_ATOMS // (len(system.atoms) * settings.samples * settings.candidates))
+    journal = _Journal(out, _contract(restorer, coarse, settings, energy is not None))
+    size = max(1, CHUNK_ATOMS // (len(restorer.system.atoms) * settings.samples * restorer.candidates))
     try:
-        for index, piece in enumerate(_chunks(coarse, system, settings, size)):
+        for index, piece in enumerate(_chunks(coarse, restorer.system, settings, size)):
             if index < journal.pieces:
                 continue
             beads, time, box, first, done = piece
-            table, positions = _restore(sampler, beads, time, first, settings, index, energy)
+            table, positions = _restore(restorer, beads, time, first, settings, index, energy)
             journal.append(positions, table, np.repeat(box, settings.samples, axis=0))
             if progress is not None:
                 progress(done, 1.0)
@@ -108,7 +109,7 @@ def restore_trajectory(
 
 
 def _restore(
-    sampler: Sampler,
+    restorer: Restorer,
     beads: FloatArray,
     time: FloatArray,
     first: int,
@@ -120,17 +121,17 @@ def _restore(
     seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {index}".encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
     repeated = torch.from_numpy(beads).repeat_interleave(settings.samples, 0)
-    draws = sampler.draw(repeated, generator)
+    draws = restorer.draw(repeated, generator)
     positions = draws.positions.numpy()
     count = len(positions)
-    deviation = np.abs(positions[:, sampler.system.beads] - repeated.numpy()).max(axis=(1, 2))
+    deviation = np.abs(positions[:, restorer.system.beads] - repeated.numpy()).max(axis=(1, 2))
     table = {
         "frame": first + np.repeat(np.arange(len(beads), dtype=np.float64), settings.samples),
         "time_ps": np.repeat(time, settings.samples),
         "log_q": draws.log_q.numpy(),
         "log_choice": draws.log_choice.numpy(),
-        "clashes": clash_counts(sampler.rules, positions).astype(np.float64),
-        "chirality_errors": sampler.system.placement.chirality_errors(draws.positions).numpy().astype(np.float64),
+        "clashes": clash_counts(restorer.rules, positions).astype(np.float64),
+        "chirality_errors": restorer.system.placement.chirality_errors(draws.positions).numpy().astype(np.float64),
         "bead_deviation_nm": deviation,
         "u": np.full(count, math.nan) if energy is None else energy(positions),
     }
@@ -223,15 +224,9 @@ def _check_order(path: Path, beads: FloatArray, system: BackmapSystem) -> None:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def _contract(
-    flow: BackmapFlow, system: BackmapSystem, coarse: Path, settings: RestoreSettings, energies: bool
-) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for value in flow.state_dict().values():
-        digest.update(value.contiguous().numpy().tobytes())
-    digest.update(" ".join(system.atoms.names).encode())
+def _contract(restorer: Restorer, coarse: Path, settings: RestoreSettings, energies: bool) -> dict[str, Any]:
     return {
-        "model": digest.hexdigest(),
+        "model": restorer.fingerprint(),
         "coarse": [str(coarse.resolve()), coarse.stat().st_size if coarse.is_file() else 0],
         "settings": asdict(settings),
         "energies": energies,

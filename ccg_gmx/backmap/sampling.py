@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,18 @@ class Sampler:
             for name in ("positions", "log_q", "log_choice")
         )
         return Draws(positions, log_q, log_choice + log_g)
+
+    @torch.no_grad()
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm, relabelled; of the plain flow, without candidates."""
+        return self.flow.log_prob(positions, self.view)
+
+    def fingerprint(self) -> str:
+        """Hash of what decides on the draws of one generator."""
+        digest = hashlib.sha256(f"{self.candidates} {self.rounds} {' '.join(self.system.atoms.names)}".encode())
+        for value in self.flow.state_dict().values():
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _cost(self, draws: Draws) -> Tensor:
         """kT that a frame pays for its clashes, ``[T]``."""

@@ -16,6 +16,7 @@ from ccg_gmx.errors import SettingsError, TopologyError
 from ccg_gmx.molecule.mapping import bead_mapping_from_atoms
 from ccg_gmx.molecule.placement.plan import Plan, build_plan
 from ccg_gmx.molecule.placement.transform import Placement
+from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.records import FloatArray, IntArray
 
 BEAD_SETS = {"backbone": ("N", "CA", "C"), "ca": ("CA",)}
@@ -44,6 +45,18 @@ class Atoms:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def of_topology(cls, topology: Topology) -> Atoms:
+        """The atoms of a run input."""
+        return cls(
+            topology.names,
+            topology.residue_names,
+            topology.residue_ids,
+            topology.masses,
+            topology.charges,
+            topology.bonds,
+        )
 
     def take(self, kept: IntArray) -> Atoms:
         """Return some of the atoms with the bonds among them.
@@ -145,6 +158,25 @@ def make_system(atoms: Atoms, beads: Sequence[str], reference: FloatArray) -> Ba
             expected="names of atoms of this system",
             remedy="--beads backbone (N, CA, C), ca, or names with commas",
         )
+    system = make_system_at(atoms, chosen, beads, reference)
+    _check_residues(system)
+    return system
+
+
+def make_system_at(
+    atoms: Atoms, chosen: Sequence[int], bead_names: Sequence[str], reference: FloatArray
+) -> BackmapSystem:
+    """As :func:`make_system`, with beads given by their atoms.
+
+    Args:
+        atoms: without solvent.
+        chosen: the atom of each bead, 0-based, in the order of the beads.
+        bead_names: what the beads are called, for people.
+        reference: ``[N, 3]`` nm, molecules whole.
+
+    Raises:
+        TopologyError: the plan cannot be made.
+    """
     mapping = bead_mapping_from_atoms([f"{atoms.names[k]}{k + 1}" for k in chosen], [k + 1 for k in chosen], len(atoms))
     plan = build_plan(
         atoms.bonds,
@@ -157,9 +189,7 @@ def make_system(atoms: Atoms, beads: Sequence[str], reference: FloatArray) -> Ba
     )
     plan = agreed_supports(plan)
     order = np.array(chosen, dtype=np.int64)
-    system = BackmapSystem(atoms, tuple(beads), order, np.asarray(reference), Placement(plan), plan_blocks(plan))
-    _check_residues(system)
-    return system
+    return BackmapSystem(atoms, tuple(bead_names), order, np.asarray(reference), Placement(plan), plan_blocks(plan))
 
 
 def agreed_supports(plan: Plan) -> Plan:

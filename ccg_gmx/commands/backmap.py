@@ -12,7 +12,7 @@ import click
 from ccg_gmx.commands.progress import progress_bar
 
 if TYPE_CHECKING:
-    from ccg_gmx.backmap.jobs import TrainRequest
+    from ccg_gmx.backmap.jobs import Target, TrainRequest
 
 
 class _RestoreByDefault(click.Group):
@@ -162,22 +162,43 @@ def _train_text(facts: dict[str, Any], out: Path) -> str:
 def backmap_restore(model: Path, coarse: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Restore a coarse trajectory: atoms on the beads, exactly, and ln q of every frame in OUT.npz.
 
-    CG_TRAJ holds the beads, or all atoms, whose beads are then taken. Of each block (a side chain for one) several
-    candidates are drawn and one without overlaps is preferred, and so with frames; log_choice in OUT.npz keeps the
-    weights exact. --candidates 1 --rounds 1 is the plain flow. Interrupted, it goes on when the same command is given
-    again.
+    CG_TRAJ holds the beads, or all atoms, whose beads are then taken. MODEL is a file of `ccg backmap train`, or the
+    folder of a finished `ccg run` of the cycle, whose flows and energies are then used. Of each block (a side chain for
+    one) several candidates are drawn and one without overlaps is preferred, and so with frames; log_choice in OUT.npz
+    keeps the weights exact. --candidates 1 --rounds 1 is the plain flow. Interrupted, it goes on when the same command
+    is given again.
 
     Example: ccg backmap protein.pt coarse.xtc -o fine.xtc --samples 4 --report
     """
     from ccg_gmx.backmap.jobs_restore import RestoreRequest, restore_from_files
     from ccg_gmx.report.backmap_page import write_card
 
-    request = RestoreRequest(model, coarse, out, **options)
+    target = _target(model, **{name: options.pop(name) for name in ("tpr", "structure", "candidates", "rounds")})
+    request = RestoreRequest(coarse, out, **options)
     with progress_bar("restore", quiet) as bar:
-        facts, card = restore_from_files(request, bar)
+        facts, card = restore_from_files(request, target, bar)
     if card is not None:
         facts["files"] += write_card(card, facts, out)
     click.echo(json.dumps(facts, indent=1) if as_json else _restore_text(facts))
+
+
+def _target(model: Path, tpr: Path | None, structure: Path | None, candidates: int, rounds: int) -> Target:
+    """What restores: a model file, or the flows of a finished run."""
+    from ccg_gmx.errors import SettingsError
+
+    if not model.is_dir():
+        from ccg_gmx.backmap.jobs import load_target
+
+        return load_target(model, tpr, structure, candidates, rounds)
+    if tpr is not None or structure is not None:
+        raise SettingsError(
+            f"--{'tpr' if tpr else 'structure'} with the run folder {model}",
+            expected="nothing: a run has its own topology",
+            remedy="leave it out; other molecules need a model of ccg backmap train",
+        )
+    from ccg_gmx.cycle.run_flow import load_run_target
+
+    return load_run_target(model)
 
 
 def _restore_text(facts: dict[str, Any]) -> str:
@@ -196,4 +217,10 @@ def _restore_text(facts: dict[str, Any]) -> str:
     for kind in ("bonds", "angles", "torsions") if "card" in facts else ():
         card = facts["card"]
         lines.append(f"JS of {kind}: at most {card[f'js_{kind}_max']:.3f} nats ({card[f'js_{kind}_worst']})")
+    if "forward_ess_fraction" in facts.get("card", {}):
+        card = facts["card"]
+        lines.append(
+            f"held-out frames: kish_fraction median {card['kish_fraction_median']:.2f}, "
+            f"forward_ess_fraction {card['forward_ess_fraction']:.2f}"
+        )
     return "\n".join([*lines, *(f"written: {path}" for path in facts["files"])])

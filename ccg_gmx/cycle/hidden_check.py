@@ -6,14 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ccg_gmx.cycle.config import Workflow, load_workflow
+from ccg_gmx.cycle.finished import FinishedRun
 from ccg_gmx.cycle.run import local_includes
 from ccg_gmx.cycle.stages.fine import make_system
 from ccg_gmx.cycle.stages.hidden_modes import HiddenModeReport, check_hidden_modes, load_check
-from ccg_gmx.cycle.store import Work, read_json
-from ccg_gmx.errors import SettingsError, StoreError
+from ccg_gmx.cycle.store import Work
+from ccg_gmx.errors import SettingsError
 from ccg_gmx.free_energy.hidden_modes import HiddenModeSettings, WalkerSeries
 
 FROM_RUN = ("system", "split", "surface")
@@ -46,25 +45,9 @@ def check_source(source: Path, changes: dict[str, Any], seed: int) -> tuple[Hidd
 
 def _from_run(source: Path) -> tuple[Workflow, dict[str, Path]]:
     """Workflow and stage folders of a finished run."""
-    packed_file = source / "results.json"
-    if not packed_file.is_file():
-        raise StoreError(
-            f"{source} has no results.json",
-            expected="the folder of a finished run, or a workflow file",
-            remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
-        )
-    packed = read_json(packed_file)
-    try:
-        workflow = Workflow.model_validate(packed["workflow"])
-        inputs = {name: source / "stages" / packed[name] for name in FROM_RUN}
-        flows = {f"flow{i}": source / "stages" / path for i, path in enumerate(packed["flows"])}
-    except (KeyError, TypeError, ValidationError):
-        raise StoreError(f"{packed_file} is of another version of ccg_gmx", remedy="run `ccg run` again") from None
-    inputs |= flows
-    gone = [path for path in inputs.values() if not path.is_dir()]
-    if gone:
-        raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
-    return workflow, inputs
+    run = FinishedRun.open(source, "the folder of a finished run, or a workflow file")
+    inputs = {name: run.stage(name) for name in FROM_RUN}
+    return run.workflow(), inputs | {f"flow{i}": path for i, path in enumerate(run.stages("flows"))}
 
 
 def _from_workflow(source: Path, folder: Path, seed: int) -> tuple[Workflow, dict[str, Path]]:

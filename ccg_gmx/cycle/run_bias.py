@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ccg_gmx.cycle.store import read_json
+from ccg_gmx.cycle.finished import FinishedRun
 from ccg_gmx.errors import SettingsError, StoreError
 from ccg_gmx.free_energy.surface_files import load_surface
 from ccg_gmx.free_energy.surface_fit import SurfaceFit
@@ -55,15 +54,12 @@ def load_run_coupling(folder: Path) -> RunCoupling:
         StoreError: if the run is not finished or its files are gone.
         CcgError: if they cannot be read.
     """
-    content = _results(folder)
-    atoms = run_torsions(folder)
-    try:
-        chain = [int(atom) for atom in content["workflow"]["coarse"]["beads"].values()]
-        torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in atoms.items()}
-        fit = folder / "stages" / content["surface"] / "fit.npz"
-        potential = folder / "stages" / content["coarse_fit"] / "potential.npz"
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise _another_version(folder) from None
+    run = FinishedRun.open(folder)
+    coarse = run.workflow().coarse
+    chain = list(coarse.beads.values())
+    torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in coarse.torsions.items()}
+    fit = run.stage("surface") / "fit.npz"
+    potential = run.stage("coarse_fit") / "potential.npz"
     for file in (fit, potential, folder / "forcefield" / "topol.top"):
         if not file.is_file():
             raise StoreError(f"{file} is gone", remedy="`ccg run` with the same --out makes it again")
@@ -109,24 +105,5 @@ def run_torsions(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         StoreError: if the run is not finished, or is of another version.
     """
-    try:
-        listed = _results(folder)["workflow"]["coarse"]["torsions"]
-        return {str(name): tuple(map(int, atoms)) for name, atoms in listed.items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise _another_version(folder) from None
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    packed = folder / "results.json"
-    if not packed.is_file():
-        raise StoreError(
-            f"{folder} has no results.json",
-            expected="the folder of a finished run",
-            remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
-        )
-    content: dict[str, Any] = read_json(packed)
-    return content
-
-
-def _another_version(folder: Path) -> StoreError:
-    return StoreError(f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again")
+    torsions = FinishedRun.open(folder).workflow().coarse.torsions
+    return {name: tuple(atoms) for name, atoms in torsions.items()}

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ccg_gmx.cycle.finished import FinishedRun
 from ccg_gmx.cycle.stages.coarse import coarse_molecule, load_coarse_run
-from ccg_gmx.cycle.store import read_json
 from ccg_gmx.cycle.system import System
-from ccg_gmx.errors import StoreError
 from ccg_gmx.export.gromacs import CoarseMolecule
 from ccg_gmx.export.gromacs_tables import circle_points
 from ccg_gmx.molecule.coarse_topology import BondedKind, BondedType, CoarseMoleculeType, CoarseTopology
@@ -30,30 +29,12 @@ def load_run_model(folder: Path) -> tuple[CoarseModel, CoarseTopology, BeadFrame
         StoreError: if the run is not finished or its files are gone.
         CcgError: if they cannot be read.
     """
-    stages = _stages(folder)
-    system = System.load(stages["system"])
-    potential = CoarsePotential.load(stages["coarse_fit"] / "potential.npz")
-    positions = load_coarse_run(stages["coarse"]).positions
+    run = FinishedRun.open(folder, "the folder of a finished run, or MODEL.npz TOPOLOGY.json CONF")
+    system = System.load(run.stage("system"))
+    potential = CoarsePotential.load(run.stage("coarse_fit") / "potential.npz")
+    positions = load_coarse_run(run.stage("coarse")).positions
     model, topology = coarse_model(potential, coarse_molecule(system))
     return model, topology, BeadFrames(positions, np.arange(len(positions), dtype=np.float64))
-
-
-def _stages(folder: Path) -> dict[str, Path]:
-    packed = folder / "results.json"
-    if not packed.is_file():
-        raise StoreError(
-            f"{folder} has no results.json",
-            expected="the folder of a finished run, or MODEL.npz TOPOLOGY.json CONF",
-            remedy="`ccg status` shows where a run stands; `ccg run` with the same --out resumes it",
-        )
-    try:
-        found = {name: folder / "stages" / read_json(packed)[name] for name in ("system", "coarse_fit", "coarse")}
-    except (KeyError, TypeError):
-        raise StoreError(f"{packed} is of another version of ccg_gmx", remedy="run `ccg run` again") from None
-    for path in found.values():
-        if not path.is_dir():
-            raise StoreError(f"{path} is gone", remedy="`ccg run` with the same --out makes it again")
-    return found
 
 
 def coarse_model(potential: CoarsePotential, molecule: CoarseMolecule) -> tuple[CoarseModel, CoarseTopology]:
