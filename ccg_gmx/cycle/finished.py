@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from ccg_gmx.cycle.config import Workflow
@@ -54,6 +55,20 @@ class FinishedRun:
         try:
             return Workflow.model_validate(self.content["workflow"])
         except (KeyError, TypeError, ValidationError):
+            raise self.another_version() from None
+
+    def numbered(self, key: str) -> dict[str, tuple[int, ...]]:
+        """Atom numbers, from 1, of the workflow's ``coarse.beads`` or ``coarse.torsions`` by name.
+
+        Of all of the workflow only this must be as today, so that old runs stay useful.
+
+        Raises:
+            StoreError: the results are of another version, or of another kind of workflow.
+        """
+        try:
+            listed = self.content["workflow"]["coarse"][key]
+            return {str(name): tuple(map(int, np.atleast_1d(atoms))) for name, atoms in listed.items()}
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise self.another_version() from None
 
     def stage(self, name: str) -> Path:

@@ -55,9 +55,8 @@ def load_run_coupling(folder: Path) -> RunCoupling:
         CcgError: if they cannot be read.
     """
     run = FinishedRun.open(folder)
-    coarse = run.workflow().coarse
-    chain = list(coarse.beads.values())
-    torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in coarse.torsions.items()}
+    chain = [atom for atom, in run.numbered("beads").values()]
+    torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in run.numbered("torsions").items()}
     fit = run.stage("surface") / "fit.npz"
     potential = run.stage("coarse_fit") / "potential.npz"
     for file in (fit, potential, folder / "forcefield" / "topol.top"):
@@ -105,5 +104,4 @@ def run_torsions(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         StoreError: if the run is not finished, or is of another version.
     """
-    torsions = FinishedRun.open(folder).workflow().coarse.torsions
-    return {name: tuple(atoms) for name, atoms in torsions.items()}
+    return FinishedRun.open(folder).numbered("torsions")
