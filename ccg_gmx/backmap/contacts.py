@@ -224,7 +224,7 @@ def _choose(  # type: ignore[no-untyped-def]
     radii, polar, near_start, near_atoms, chosen, log_g,
 ):  # fmt: skip
     n_candidates, n_frames, n_atoms = x.shape[0], x.shape[1], x.shape[2]
-    cost = np.zeros(n_candidates)
+    cost, close = np.zeros(n_candidates), np.zeros(n_atoms, dtype=np.int64)
     for t in range(n_frames):
         placed = placed_before.copy()
         source = np.zeros(n_atoms, dtype=np.int64)  # candidate in which a placed atom of this turn stands
@@ -233,28 +233,20 @@ def _choose(  # type: ignore[no-untyped-def]
             for m in range(n_candidates):
                 if not reachable[m, t, b]:
                     cost[m] = UNREACHABLE
-            o = b_origin[b]
-            for k in range(len(beads)):
-                square = 0.0
-                for c in range(3):
-                    square += (x[0, t, o, c] - x[0, t, beads[k], c]) ** 2
-                if square > NEAR_NM * NEAR_NM:
-                    continue
-                for s in range(s_start[k], s_start[k + 1]):
-                    j = s_atoms[s]
-                    if not placed[j]:
-                        continue
-                    for a in range(b_start[b], b_start[b + 1]):
-                        i = b_atoms[a]
-                        for m in range(n_candidates):
-                            square = 0.0
-                            for c in range(3):
-                                square += (x[m, t, i, c] - x[source[j], t, j, c]) ** 2
-                            if _clashes(i, j, square, radii, polar, near_start, near_atoms):
-                                cost[m] += COST_PER_CLASH
-            for a in range(b_start[b], b_start[b + 1]):  # overlaps inside the block
-                for a2 in range(b_start[b], a):
-                    i, j = b_atoms[a], b_atoms[a2]
+            own = b_atoms[b_start[b] : b_start[b + 1]]
+            n_close = _close(x, t, own, b_origin[b], placed, source, beads, s_start, s_atoms, radii, close)
+            for k in range(n_close):
+                j = close[k]
+                for i in own:
+                    for m in range(n_candidates):
+                        square = 0.0
+                        for c in range(3):
+                            square += (x[m, t, i, c] - x[source[j], t, j, c]) ** 2
+                        if _clashes(i, j, square, radii, polar, near_start, near_atoms):
+                            cost[m] += COST_PER_CLASH
+            for a in range(len(own)):  # overlaps inside the block
+                for a2 in range(a):
+                    i, j = own[a], own[a2]
                     for m in range(n_candidates):
                         square = 0.0
                         for c in range(3):
@@ -271,6 +263,36 @@ def _choose(  # type: ignore[no-untyped-def]
                     break
             chosen[t, b] = take
             log_g[t] += least - cost[take] - np.log(total / n_candidates)
-            for a in range(b_start[b], b_start[b + 1]):
-                placed[b_atoms[a]] = True
-                source[b_atoms[a]] = take
+            for i in own:
+                placed[i] = True
+                source[i] = take
+
+
+@njit(cache=True)
+def _close(x, t, own, origin, placed, source, beads, s_start, s_atoms, radii, close):  # type: ignore[no-untyped-def]
+    """Placed atoms that some candidate of a block may touch, into ``close``; their number is returned."""
+    n_candidates, count = x.shape[0], 0
+    centre, reach, largest = np.zeros(3), 0.0, 0.0
+    for m in range(n_candidates):
+        for i in own:
+            for c in range(3):
+                centre[c] += x[m, t, i, c] / (n_candidates * len(own))
+    for i in own:
+        largest = max(largest, radii[i])
+        for m in range(n_candidates):
+            reach = max(reach, _square(x[m, t, i], centre))
+    reach = np.sqrt(reach) + FACTOR * (largest + radii.max())
+    for k in range(len(beads)):
+        if _square(x[0, t, origin], x[0, t, beads[k]]) > NEAR_NM * NEAR_NM:
+            continue
+        for s in range(s_start[k], s_start[k + 1]):
+            j = s_atoms[s]
+            if placed[j] and radii[j] > 0.0 and _square(x[source[j], t, j], centre) < reach * reach:
+                close[count] = j
+                count += 1
+    return count
+
+
+@njit(cache=True)
+def _square(a, b):  # type: ignore[no-untyped-def]
+    return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2

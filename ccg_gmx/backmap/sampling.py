@@ -25,6 +25,9 @@ from ccg_gmx.backmap.features import KindView, SystemView
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.system import BackmapSystem
 
+Near = tuple[Tensor, Tensor, Tensor]
+"""What :func:`ccg_gmx.backmap.features.surroundings` returns."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -40,6 +43,29 @@ class Draws:
     positions: Tensor
     log_q: Tensor
     log_choice: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What is drawn at once.
+
+    Attributes:
+        kinds: views of the kinds, of their blocks in this pass alone.
+        turn: the ``b`` blocks in the order in which candidates are taken.
+        places: for each kind ``[n]`` places of its blocks in that order.
+        columns: ``[c]`` columns of y, and ``[c]`` the places of their blocks.
+        column_places: see there.
+        bridges: ``[r]`` rows that close a ring or a chain, and ``[r]`` the places of their blocks.
+        bridge_places: see there.
+    """
+
+    kinds: tuple[KindView, ...]
+    turn: Turn
+    places: tuple[Tensor, ...]
+    columns: Tensor
+    column_places: Tensor
+    bridges: Tensor
+    bridge_places: Tensor
 
 
 class Sampler:
@@ -60,26 +86,48 @@ class Sampler:
         self.view: SystemView = flow.view(system)
         self.rules: ContactRules = contact_rules(system.atoms)
         self._surround: Surround = surround_of(system)
-        self._turns = [self._turn(stage) for stage in range(system.blocks.n_stages)]
+        self._passes = [self._pass(stage) for stage in range(system.blocks.n_stages)]
         with torch.no_grad():
             reference = torch.as_tensor(system.reference, dtype=torch.float64)[None]
             self._filler = system.placement.split(system.placement.relabel(reference))[0]
 
-    def _turn(self, stage: int) -> tuple[list[tuple[KindView, np.ndarray]], Turn, np.ndarray]:
-        """Kinds with their blocks of a pass, the blocks in the order in which they are taken, and their numbers."""
-        kinds, entries = [], []
-        for kind in self.view.kinds:
-            members = np.flatnonzero(kind.table.stage[0] == stage)
-            if len(members):
-                kinds.append((kind, members))
-                entries += [(int(kind.table.blocks[k]), kind.table.atoms[k], kind.table.frames[k, 0]) for k in members]
+    def _pass(self, stage: int) -> _Pass:
+        found = [(kind, np.flatnonzero(kind.table.stage[0] == stage)) for kind in self.view.kinds]
+        found = [(kind, members) for kind, members in found if len(members)]
+        entries = [
+            (int(kind.table.blocks[k]), kind.table.atoms[k], kind.table.frames[k, 0])
+            for kind, members in found
+            for k in members
+        ]
         # Single atoms stand where the beads put them; of the rest the bulky ones need room first.
         entries.sort(key=lambda entry: (0 if len(entry[1]) == 1 else -len(entry[1]), entry[0]))
         entries.sort(key=lambda entry: len(entry[1]) > 1)
         start = np.cumsum([0, *(len(atoms) for _, atoms, _ in entries)]).astype(np.int64)
         atoms = np.concatenate([atoms for _, atoms, _ in entries])
-        blocks = np.array([block for block, _, _ in entries], dtype=np.int64)
-        return kinds, Turn(start, atoms, np.array([o for _, _, o in entries], dtype=np.int64)), blocks
+        place = {block: k for k, (block, _, _) in enumerate(entries)}
+        kinds = tuple(_members(kind, members) for kind, members in found)
+        places = tuple(
+            torch.tensor([place[int(kind.table.blocks[k])] for k in members], dtype=torch.int64)
+            for kind, members in found
+        )
+        width = [kind.columns.shape[1] for kind in kinds]
+        row_of = {row.atom: k for k, row in enumerate(self.system.placement.plan.rows) if row.role == "bridge"}
+        bridges = [
+            (row_of[int(atom)], b)
+            for b in range(len(entries))
+            for atom in atoms[start[b] : start[b + 1]]
+            if int(atom) in row_of
+        ]
+        rows = torch.tensor(bridges, dtype=torch.int64).reshape(-1, 2)
+        return _Pass(
+            kinds,
+            Turn(start, atoms, np.array([origin for _, _, origin in entries], dtype=np.int64)),
+            places,
+            torch.cat([kind.columns.reshape(-1) for kind in kinds]),
+            torch.cat([own.repeat_interleave(count) for own, count in zip(places, width, strict=True)]),
+            rows[:, 0],
+            rows[:, 1],
+        )
 
     @torch.no_grad()
     def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:
@@ -89,9 +137,13 @@ class Sampler:
             beads: ``[T, n, 3]`` nm.
             generator: source of the noise.
         """
+        # The surroundings of a block are beads, so they are the same for all passes and rounds.
+        every = beads.new_zeros(3, len(self.system.atoms), len(beads))
+        every[:, self.view.beads] = beads.permute(2, 1, 0)
+        near = features.surroundings(every, self.view)
         if self.rounds == 1:
-            return self._draw_once(beads, generator)
-        found = [self._draw_once(beads, generator) for _ in range(self.rounds)]
+            return self._draw_once(beads, near, generator)
+        found = [self._draw_once(beads, near, generator) for _ in range(self.rounds)]
         cost = torch.stack([self._cost(draws) for draws in found])
         weight = torch.exp(cost.amin(0) - cost)
         pick = torch.multinomial(weight.T, 1, generator=generator)[:, 0]
@@ -120,7 +172,7 @@ class Sampler:
         clashes = torch.from_numpy(clash_counts(self.rules, draws.positions.numpy())).to(torch.float64)
         return COST_PER_CLASH * clashes + UNREACHABLE * (~torch.isfinite(draws.log_q)).to(torch.float64)
 
-    def _draw_once(self, beads: Tensor, generator: torch.Generator) -> Draws:
+    def _draw_once(self, beads: Tensor, near: Near, generator: torch.Generator) -> Draws:
         frames, m = len(beads), self.candidates
         placement = self.system.placement
         y = self._filler.to(beads.dtype).expand(frames, -1).clone()
@@ -128,36 +180,34 @@ class Sampler:
         placed = np.zeros(len(self.system.atoms), dtype=bool)
         placed[self.system.beads] = True
         x, log_volume = placement.join(beads, y)
-        for kinds, turn, blocks in self._turns:
-            many, block_log_q = self._draw_pass(kinds, x, y, generator)
+        for part in self._passes:
+            many, block_log_q = self._draw_pass(part, x, y, near, generator)
             if m == 1:
                 y, log_q = many[0], log_q + sum(values[0].sum(0) for values in block_log_q)
-                x, log_volume = placement.join(beads, y)
             else:
-                y, x, log_volume, gains = self._take(beads, many, block_log_q, (kinds, turn, blocks), placed, generator)
+                y, gains = self._take(beads, many, block_log_q, part, placed, generator)
                 log_q, log_choice = log_q + gains[0], log_choice + gains[1]
-            placed[turn.atoms] = True
+            x, log_volume = placement.join(beads, y)
+            placed[part.turn.atoms] = True
         return Draws(x, log_q - log_volume, log_choice)
 
     def _draw_pass(
-        self, kinds: list[tuple[KindView, np.ndarray]], x: Tensor, y: Tensor, generator: torch.Generator
+        self, part: _Pass, x: Tensor, y: Tensor, near: Near, generator: torch.Generator
     ) -> tuple[Tensor, list[Tensor]]:
         """Candidates ``[M, T, n_y]`` of y with the blocks of a pass drawn, and ln q ``[M, n, T]`` of those by kind."""
         m, frames = self.candidates, len(y)
         last = x.permute(2, 1, 0).contiguous()
-        near = features.surroundings(last, self.view)
         many = y.expand(m, -1, -1).clone()
         found = []
-        for kind, members in kinds:
-            part = _members(kind, members)
+        for kind in part.kinds:
             flow = self.flow.kind_flow(self.flow.number_of(kind)).flow
-            context = self.flow.context(self.flow.look(last, near, self.view, part), part, 0)
+            context = self.flow.context(self.flow.look(last, near, self.view, kind), kind, 0)
             wide = context.repeat(1, m)
             noise = flow.base_noise(wide.shape[1], generator)
             values, log_q = flow.push(noise, wide, wide)
-            width, n = len(values), len(members)
+            n, width = kind.columns.shape
             values = values.view(width, m, n, frames).permute(1, 3, 2, 0).reshape(m, frames, n * width)
-            many[:, :, part.columns.reshape(-1)] = values
+            many[:, :, kind.columns.reshape(-1)] = values
             found.append(log_q.view(m, n, frames))
         return many, found
 
@@ -166,49 +216,42 @@ class Sampler:
         beads: Tensor,
         many: Tensor,
         block_log_q: list[Tensor],
-        entry: tuple[list[tuple[KindView, np.ndarray]], Turn, np.ndarray],
+        part: _Pass,
         placed: np.ndarray,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Take one candidate of each block; return y, positions, ln|J| and (ln q, ln g / mean g) of what was taken."""
-        kinds, turn, blocks = entry
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Take one candidate of each block; return y and (ln q, ln g / mean g) of what was taken."""
         m, frames = many.shape[:2]
-        placement = self.system.placement
-        x, _ = placement.join(beads.repeat(m, 1, 1), many.flatten(0, 1))
+        x, _ = self.system.placement.join(beads.repeat(m, 1, 1), many.flatten(0, 1))
         candidates = x.view(m, frames, -1, 3)
-        uniform = torch.rand(frames, len(blocks), generator=generator, dtype=torch.float64)
-        reachable = self._reachable(candidates, turn, many)
+        uniform = torch.rand(frames, len(part.turn.origin), generator=generator, dtype=torch.float64)
         chosen, log_g = choose(
-            candidates.to(torch.float64).numpy(), reachable, placed, uniform.numpy(), turn, self._surround, self.rules
+            candidates.to(torch.float64).numpy(),
+            self._reachable(candidates, part, many),
+            placed,
+            uniform.numpy(),
+            part.turn,
+            self._surround,
+            self.rules,
         )
         pick = torch.from_numpy(chosen)
-        place = {int(block): k for k, block in enumerate(blocks)}
-        y, log_q = many[0].clone(), beads.new_zeros(frames)
-        for (kind, members), values in zip(kinds, block_log_q, strict=True):
-            for k, member in enumerate(members):
-                own = pick[:, place[int(kind.table.blocks[member])]]
-                columns = kind.columns[member]
-                y[:, columns] = many[:, :, columns][own, torch.arange(frames)]
-                log_q += values[:, k][own, torch.arange(frames)]
-        x, log_volume = placement.join(beads, y)
-        return y, x, log_volume, (log_q, torch.from_numpy(log_g).to(beads.dtype))
+        y = many[0].clone()
+        y[:, part.columns] = many[:, :, part.columns].gather(0, pick[:, part.column_places][None])[0]
+        log_q = beads.new_zeros(frames)
+        for values, places in zip(block_log_q, part.places, strict=True):
+            log_q += values.gather(0, pick[:, places].T[None])[0].sum(0)
+        return y, (log_q, torch.from_numpy(log_g).to(beads.dtype))
 
-    def _reachable(self, candidates: Tensor, turn: Turn, many: Tensor) -> np.ndarray:
+    def _reachable(self, candidates: Tensor, part: _Pass, many: Tensor) -> np.ndarray:
         """Whether every bridge of a block spans its ends, ``[M, T, b]``."""
-        plan, placement = self.system.placement.plan, self.system.placement
-        m, frames = many.shape[:2]
-        result = np.ones((m, frames, len(turn.origin)), dtype=bool)
-        bridge = {row.atom: k for k, row in enumerate(plan.rows) if row.role == "bridge"}
-        for b in range(len(turn.origin)):
-            for atom in turn.atoms[turn.start[b] : turn.start[b + 1]].tolist():
-                if atom in bridge:
-                    row = plan.rows[bridge[atom]]
-                    ends = candidates[:, :, [row.parent, row.angle_ref]]
-                    span = (ends[:, :, 0] - ends[:, :, 1]).norm(dim=-1)
-                    first, second = many[:, :, bridge[atom]], many[:, :, bridge[atom] + placement.n_rows]
-                    reaches = (span < first + second) & (span > (first - second).abs())
-                    result[:, :, b] &= reaches.numpy()
-        return result
+        placement = self.system.placement
+        rows = [placement.plan.rows[k] for k in part.bridges.tolist()]
+        ends = [candidates[:, :, [getattr(row, name) for row in rows]] for name in ("parent", "angle_ref")]
+        span = (ends[0] - ends[1]).norm(dim=-1)
+        first, second = many[:, :, part.bridges], many[:, :, part.bridges + placement.n_rows]
+        misses = (span >= first + second) | (span <= (first - second).abs())
+        count = torch.zeros(*many.shape[:2], len(part.turn.origin), dtype=torch.int64)
+        return (count.index_add_(2, part.bridge_places, misses.to(torch.int64)) == 0).numpy()
 
 
 def _members(kind: KindView, members: np.ndarray) -> KindView:
