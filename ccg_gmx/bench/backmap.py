@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ccg_gmx.backmap.data import read_fine, read_source
 from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
+from ccg_gmx.backmap.restore import CHUNK_ATOMS
 from ccg_gmx.backmap.sampling import Sampler
 from ccg_gmx.backmap.system import BEAD_SETS, BackmapSystem, make_system, relabelled
 from ccg_gmx.bench.energy import torch_threads
@@ -35,7 +36,6 @@ PROTEINS, HELICES = "proteins", "helices"
 SHIPPED = ("alanine_dipeptide", "chignolin")
 RESIDUES = (1, 15, 333)
 """Of the helices."""
-ATOMS_AT_ONCE = 34_000
 NOISE_NM = 0.003
 CANDIDATES = 8
 DRAWN, CHOSEN, SCORED = "draws with ln q", f"draws with ln q, {CANDIDATES} candidates", "ln q of given frames"
@@ -117,7 +117,7 @@ def _helix(gmx: Gmx, residues: int) -> BackmapSystem:
 def _jobs(system: BackmapSystem) -> tuple[int, int, dict[str, Callable[[], object]]]:
     """Atoms, frames at once, and what is timed."""
     atoms = len(system.atoms)
-    frames = max(2, ATOMS_AT_ONCE // atoms)
+    frames = max(2, CHUNK_ATOMS // atoms)
     noise = np.random.default_rng(1).normal(scale=NOISE_NM, size=(frames, atoms, 3))
     x = relabelled(system, system.reference + noise)
     flow = BackmapFlow.of_system(system, BackmapSettings()).requires_grad_(False)
