@@ -182,7 +182,7 @@ def test_anchors_and_merges_are_not_duplicates(write) -> None:
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n", "null\n"])
 def test_file_without_settings_is_refused(write, text: str) -> None:
-    assert "holds no settings" in complaint(write(text))
+    assert "holds no workflow" in complaint(write(text))
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

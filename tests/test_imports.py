@@ -11,7 +11,7 @@ import ccg_gmx
 
 ROOT = Path(ccg_gmx.__file__).parent
 ORDER = (
-    ("errors", "units", "records", "settings"),
+    ("errors", "units", "records", "settings", "yaml_file"),
     ("molecule",),
     ("flow",),
     ("free_energy",),

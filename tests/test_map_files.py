@@ -157,7 +157,7 @@ def test_molecules_left_out_shift_the_atoms_behind_them():
 def test_yaml_with_a_key_twice_or_no_mapping(tmp_path: Path):
     path = tmp_path / "map.yaml"
     for text, line in (
-        ("molecules: {}\nmolecules: {}\n", "molecules stands there twice"),
+        ("molecules: {}\nmolecules: {}\n", "molecules stands on line 1 already"),
         ("- 1\n", "holds no mapping"),
         ("a: [\n", "not valid YAML"),
         ("molecules: {}\n", "at least 1 item"),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.settings import Settings
+from ccg_gmx.yaml_file import read_yaml
 
 DEFAULT_KIND = "cycle"
 
@@ -28,7 +29,7 @@ def read_workflow(path: Path, overrides: tuple[str, ...], models: Mapping[str, t
     Raises:
         SettingsError: naming the line of the file, what was found and what was expected.
     """
-    document, tree = _read_yaml(path)
+    document, tree = read_yaml(path, "workflow", "see workflows/ for examples")
     for override in overrides:
         _override(document, override)
     kind = document.get("kind", DEFAULT_KIND)
@@ -62,53 +63,6 @@ def resolve_input(path: Path, base: Path, key: str) -> Path:
     if not full.is_file():
         raise SettingsError(f"{key}: no file {full}", expected="an existing file, relative to the workflow's folder")
     return full
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(
-            f"cannot read workflow {path}: {reason}", remedy="give the path of a workflow YAML file"
-        ) from None
-    try:
-        document = yaml.safe_load(text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}", remedy="see workflows/ for examples") from None
-    _refuse_duplicates(path, tree)
-    if not isinstance(document, dict):
-        raise SettingsError(
-            f"{path} holds no settings", expected="a YAML mapping", remedy="see workflows/ for examples"
-        )
-    return document, tree
-
-
-def _refuse_duplicates(path: Path, tree: yaml.Node | None) -> None:
-    """YAML keeps the last of two equal keys without a word; a user who wrote both meant something by each."""
-    pending, seen = [tree], set()
-    while pending:
-        node = pending.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            pending += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                pending.append(value)
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                if key.value in lines:
-                    raise SettingsError(
-                        f"{path.name}, line {line}: {key.value} stands on line {lines[key.value]} already",
-                        expected="every key once",
-                        remedy="remove one of them",
-                    )
-                lines[key.value] = line
 
 
 def _override(document: dict[str, Any], override: str) -> None:

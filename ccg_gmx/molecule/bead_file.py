@@ -6,16 +6,15 @@ The file knows no topology; :mod:`ccg_gmx.molecule.system_mapping` brings the tw
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, StrictInt, StrictStr, ValidationError, model_validator
 
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.molecule.coarse_topology import BEADS_OF_KIND, BondedKind
 from ccg_gmx.settings import Settings
+from ccg_gmx.yaml_file import read_yaml
 
 REMEDY = "topologies/*/mapping.yaml are examples"
 Name = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
@@ -105,33 +104,13 @@ class MappingFile(Settings):
         return self
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; a user who wrote both meant something by each."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
-        return super().construct_mapping(node, deep)
-
-
 def read_mapping_yaml(path: Path) -> MappingFile:
     """Read and validate a YAML mapping file.
 
     Raises:
         SettingsError: naming the key, what was found and what was expected.
     """
-    try:
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"cannot read mapping {path}: {reason}", remedy=REMEDY) from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}", remedy=REMEDY) from None
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path} holds no mapping", expected="a YAML mapping with molecules", remedy=REMEDY)
+    document, _ = read_yaml(path, "mapping", REMEDY)
     return validated(document, path)
 
 
