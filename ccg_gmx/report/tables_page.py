@@ -19,7 +19,7 @@ from ccg_gmx.potential.model import CoarseModel
 from ccg_gmx.report import sections, table_plots
 from ccg_gmx.report.html import page, write_page
 from ccg_gmx.report.markup import Html, definitions, join, table, tag
-from ccg_gmx.report.parts import Section, capitalised
+from ccg_gmx.report.parts import Section, capitalised, grid_of
 from ccg_gmx.report.style import data_uri, plot_style
 
 
@@ -135,7 +135,7 @@ def _figure(panels: list[table_plots.Panel], alt: str, title: str, caption: str)
     images = [
         tag("img", src=data_uri(table_plots.drawn([panel])), alt=f"{alt}, {k + 1}") for k, panel in enumerate(panels)
     ]
-    figures = tag("div", *(tag("figure", image) for image in images), class_="figures")
+    figures = grid_of(*(tag("figure", image) for image in images), kind="wide" if len(panels) < 3 else "")
     return join([figures, tag("p", tag("b", title), f" {caption}", class_="soft")])
 
 

@@ -131,7 +131,7 @@ def _peak(block: dict[str, Any]) -> str:
 def _pressure(block: dict[str, Any]) -> str:
     if block.get("pressure_target_bar") is None:
         return ""
-    found = f"{block['pressure_bar']:.0f} +- {block['pressure_error']:.0f}"
+    found = f"{round(block['pressure_bar'])} +- {block['pressure_error']:.0f}"
     return f", pressure {found} bar, wanted {block['pressure_target_bar']:g}"
 
 
