@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ccg_gmx.cycle.store import read_json
 from ccg_gmx.potential.curves import Curve
@@ -194,7 +195,7 @@ def _error_panel(number: Sequence[int], records: Sequence[dict[str, Any]], toler
         if start:
             noise = [record["rdf_noise"] / start for record in records]
             axes.semilogy(number, noise, color=style.COARSE, linewidth=1.0, label="noise of both samples")
-        axes.set_xlabel("iteration")
+        _iterations(axes)
         axes.set_ylabel("squared error / start")
         axes.legend(loc="best")
 
@@ -204,7 +205,12 @@ def _error_panel(number: Sequence[int], records: Sequence[dict[str, Any]], toler
 def _values_panel(number: Sequence[int], values: Sequence[float], label: str) -> Panel:
     def draw(axes: Axes) -> None:
         axes.plot(number, values, "o-", ms=3, color=style.OURS)
-        axes.set_xlabel("iteration")
+        _iterations(axes)
         axes.set_ylabel(label)
 
     return draw
+
+
+def _iterations(axes: Axes) -> None:
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
