@@ -19,7 +19,7 @@ import click
     help="Alanine dipeptide, chignolin, adenylate kinase; or polyalanine of 22, 162 and 3,342 atoms.",
 )
 def bench_backmap(as_json: bool, repeats: int, threads: str, molecules: str) -> None:
-    """Restored frames per second for 22, 166 and 3,341 atoms, with their log-likelihood.
+    """Restored frames per second for 22, 138 and 3,341 atoms, with their log-likelihood.
 
     Takes about two minutes; let nothing else run meanwhile.
 
