@@ -352,11 +352,12 @@ def test_scores_of_the_cycle_are_zero_for_equal_ensembles_and_count_weights() ->
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("version: 1", "kind: Field required"),
+        ("version: 1", "x.yaml, line 1: a workflow of kind 'cycle'; expected kind: backmap"),
         ("version: 1\nkind: backmap\nsystem: x\ntopology: a.top", "give either trajectories or fine_md"),
         ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\nfine_md: {}", "fine_md needs a .top"),
-        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\ntrajectories: [b.dcd]\nbaeds: ca", "baeds"),
-        ("version: [", "cannot be read"),
+        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\ntrajectories: [b.dcd]\nbaeds: ca", "line 6: baeds"),
+        ("version: 1\nkind: backmap\nsystem: x\ntopology: a.psf\ntrajectories: [b.dcd]", "topology: no file"),
+        ("version: [", "is not valid YAML"),
     ],
 )
 def test_files_of_settings_that_say_the_wrong_thing_are_refused(tmp_path: Path, text: str, words: str) -> None:

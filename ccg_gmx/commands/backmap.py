@@ -85,15 +85,12 @@ def _request_of_file(file: Path, trajectories: tuple[Path, ...], out: Path, quie
     from ccg_gmx.commands.progress import Bar
     from ccg_gmx.cycle.backmap.config import BackmapWorkflow
     from ccg_gmx.cycle.backmap.run import training_request
-    from ccg_gmx.cycle.kinds import load_any
+    from ccg_gmx.cycle.workflow_file import read_workflow
     from ccg_gmx.errors import SettingsError
 
-    workflow = load_any(file)
-    if not isinstance(workflow, BackmapWorkflow) or trajectories:
-        raise SettingsError(
-            f"{file.name} {'with trajectories' if trajectories else 'describes no backmapping'}",
-            expected="a workflow file of kind backmap alone, or a topology and trajectories",
-        )
+    if trajectories:
+        raise SettingsError(f"{file.name} with trajectories", expected="a workflow file alone: it names its own")
+    workflow = read_workflow(file, (), {"backmap": BackmapWorkflow}).absolute(file.resolve().parent)
     return training_request(workflow, out, None if quiet else Bar)
 
 

@@ -116,16 +116,11 @@ class BackmapRun:
         settings = md.model_dump(include={"hot_temperature_K", "hot_steps", "runs", "cutoff_nm"})
         return {"starts": self._one("starts", stages.heat, settings, inputs)}
 
-    def _seed(self, *labels: str) -> int:
-        """Return a 30-bit seed that depends on the workflow's seed and on what it is for."""
-        text = "\0".join((str(self.workflow.seed), *labels))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 2
-
     def _job(
         self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path], label: str = ""
     ) -> Job:
         context = {"engine": self.workflow.engine.model_dump(mode="json")}
-        return Job(name, function, settings, inputs, self._seed(name, label), context)
+        return Job(name, function, settings, inputs, _seed(self.workflow, name, label), context)
 
     def _one(self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
         return self.store.run([self._job(name, function, settings, inputs)], self.bar)[0]
@@ -159,7 +154,7 @@ def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = Non
         trajectories=[run / "run.trr" for run in runs] or workflow.trajectories,
         structure=workflow.structure,
         settings=training_settings(workflow),
-        seed=workflow.seed,
+        seed=_seed(workflow, "train", ""),  # that of the stage: the model is the same
         out=out,
     )
 
@@ -167,3 +162,9 @@ def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = Non
 def training_settings(workflow: BackmapWorkflow) -> dict[str, Any]:
     """Settings of a training, as JSON."""
     return workflow.model_dump(mode="json", include={"beads", "stride", "start_ps", "model", "training"})
+
+
+def _seed(workflow: BackmapWorkflow, *labels: str) -> int:
+    """Return a 30-bit seed that depends on the workflow's seed and on what it is for."""
+    text = "\0".join((str(workflow.seed), *labels))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 2
