@@ -140,7 +140,7 @@ def test_round_trip_from_positions(name):
 @each_system
 def test_round_trip_from_draws(name):
     placement = placements()[name]
-    beads, y = draws(placement, 50, 2)
+    beads, y = draws(placement, 300, 2)
     x, log_volume = placement.join(beads, y)
     reached = torch.isfinite(log_volume)
     assert torch.isfinite(x).all()

@@ -9,7 +9,9 @@ stages (or to its siblings), so the number of levels does not grow with the leng
 2. *bridges*: an atom with two placed neighbours gets its two bond lengths and one torsion about the line between them.
    So no bond is left to chance: rings, the peptide bond and disulfides close by construction.
 3. *branches*: every other atom bonded to a placed one, with bond, angle and torsion; siblings share one torsion and are
-   written as offsets from it.
+   written as offsets from it. Planar atoms branch first, and angles are taken inside small rings where there is a
+   choice: so the stiff atoms of a ring have coordinates of their own, and the ring closes at a floppy one (proline at
+   CG, whose place between CB and CD is the pucker).
 
 References follow from bonds, residues and atom names, so equal residues between equal neighbours get equal references.
 """
@@ -175,10 +177,10 @@ class _Planner:
 
     def _branches(self, frontier: Sequence[int]) -> None:
         before = dict(self.level)
-        for p in frontier:
-            waiting = {x for x in self._open(p) if len(self._placed(x, before)) < len(self._placed(x, self.level))}
-            children = [x for x in self._open(p) if x not in waiting]
-            if children:
+        for p in sorted(frontier, key=lambda atom: not self.system.trigonal(atom)):
+            children = self._open(p)
+            # An atom that has a second neighbour by now is a bridge of the next round; its siblings refer to it.
+            if children and not any(len(self._placed(x, before)) < len(self._placed(x, self.level)) for x in children):
                 self._branch(p, children, before)
 
     def _branch(self, p: int, children: list[int], before: dict[int, int]) -> None:
@@ -199,6 +201,8 @@ class _Planner:
     def _branch_references(
         self, p: int, children: Sequence[int], bonded: Sequence[int], before: dict[int, int]
     ) -> tuple[int, int, bool]:
+        ring = any(self.system.in_small_ring(p, child) for child in children)
+        bonded = sorted(bonded, key=lambda atom: ring and not self.system.in_small_ring(p, atom))
         for a, t, improper in self._candidates(p, bonded, before):
             bend = (a, p, t) if improper else (p, a, t)
             if self._bent(bend, *((child, p, a) for child in children)):
