@@ -38,8 +38,7 @@ def test_the_water_workflow_is_valid_and_its_paths_are_absolute() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("kind=table", "a workflow of kind 'table'; expected kind: cycle or tables"),
-        ("kind=backmap", "`ccg backmap train` reads this file"),
+        ("kind=table", "a workflow of kind 'table'; expected kind: cycle or tables or backmap"),
         ("methods=[ibi, ibi]", "each once"),
         ("methods=[msm]", "methods.0"),
         ("potential.cutoff_nm=0", "iterations.pressure_bar needs pairs"),
