@@ -6,7 +6,9 @@ Fragments on one and the same bead that are drawn at the same time are one block
 
 A block may see beads and blocks drawn earlier. The order has two parts: *depth*, because a placement may refer to atoms
 of other blocks; and within a depth *colour*, because blocks that share a bead are drawn one after the other, the later
-one seeing the earlier. A chain needs two colours whatever its length, so the number of passes is constant.
+one seeing the earlier. Blocks of the first colour have a common neighbour, which must fit between them, so they are
+divided in the same way once more: in a chain every fourth block comes first, then those half-way between, then every
+other one. Any chain needs these three colours, so the number of passes is constant.
 
 Blocks of one kind share one model. A kind is what the placement says of its atoms, as seen from the block's residue and
 without the residue's name: a peptide unit is the same between any two residues.
@@ -26,8 +28,10 @@ from ccg_gmx.records import IntArray
 
 WINDOW = 2
 """Beads of so many residues on either side are seen by name."""
-REACH = 2
+REACH = 4
 """Placed atoms within so many bonds of a block's beads are seen."""
+DIVISIONS = 1
+"""So many times the blocks of the first colour are divided."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +332,8 @@ class _BlockPlanner:
         residues, names = self.system.residues, self.system.graph.names
         molecule = self.system.molecules[self.rows[block.rows[0]].atom]
         seen = {}
-        for offset in range(-WINDOW, WINDOW + 1):
+        last = max((int(residues[bead]) - block.home for bead in block.beads), default=0)
+        for offset in range(-WINDOW, WINDOW + 1 + (last if last <= WINDOW else 0)):
             for bead in self._beads_of_residue.get(block.home + offset, ()):
                 if self.system.molecules[bead] == molecule:
                     seen[f"{offset:+d}:{names[bead]}"] = bead
@@ -350,16 +355,44 @@ class _BlockPlanner:
 
 
 def _colour(touched: Sequence[tuple[int, ...]], depths: Sequence[int]) -> list[int]:
-    """Greedy colouring: blocks of one depth that share a bead get different colours."""
-    used: dict[tuple[int, int], set[int]] = {}
-    colours = []
-    for beads, depth in zip(touched, depths, strict=True):
-        taken: set[int] = set().union(*(used.setdefault((depth, bead), set()) for bead in beads))
-        colour = next(c for c in range(len(taken) + 1) if c not in taken)
-        for bead in beads:
-            used[depth, bead].add(colour)
-        colours.append(colour)
+    """Colours by turn within a depth: blocks that share a bead differ, and the first colour is divided further."""
+    around = _neighbours(touched, depths)
+    colours = _greedy(range(len(touched)), around)
+    for _ in range(DIVISIONS):
+        first = [k for k, colour in enumerate(colours) if colour == 0 and around[k]]
+        beyond = {k: {j for i in around[k] for j in around[i]} - {k} for k in range(len(touched))}
+        parts = dict(zip(first, _greedy(first, [beyond[k] for k in range(len(touched))]), strict=True))
+        most: dict[int, int] = {}
+        for k in first:
+            most[depths[k]] = max(most.get(depths[k], 0), parts[k])
+        colours = [
+            parts.get(k, 0) if colour == 0 else colour + most.get(depths[k], 0) for k, colour in enumerate(colours)
+        ]
     return colours
+
+
+def _neighbours(touched: Sequence[tuple[int, ...]], depths: Sequence[int]) -> list[set[int]]:
+    """Blocks of the same depth that share a bead, for each block."""
+    on: dict[tuple[int, int], list[int]] = {}
+    for k, (beads, depth) in enumerate(zip(touched, depths, strict=True)):
+        for bead in beads:
+            on.setdefault((depth, bead), []).append(k)
+    around: list[set[int]] = [set() for _ in touched]
+    for members in on.values():
+        for k in members:
+            around[k].update(members)
+    for k, own in enumerate(around):
+        own.discard(k)
+    return around
+
+
+def _greedy(blocks: Sequence[int], around: Sequence[set[int]]) -> list[int]:
+    """Smallest colour that no earlier neighbour has, for each of the blocks."""
+    found: dict[int, int] = {}
+    for k in blocks:
+        taken = {found[j] for j in around[k] if j in found}
+        found[k] = next(c for c in range(len(taken) + 1) if c not in taken)
+    return list(found.values())
 
 
 def _stages(blocks: Sequence[Block]) -> tuple[IntArray, int]:

@@ -15,7 +15,7 @@ from ccg_gmx.errors import CheckpointError
 from ccg_gmx.flow.checkpoint import read_torch, write_torch
 from ccg_gmx.molecule.coordinate import Coordinate
 
-FORMAT, VERSION = "ccg_gmx.backmap", 1
+FORMAT, VERSION = "ccg_gmx.backmap", 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,9 @@
-"""One flow for molecules of any length: a trunk that all blocks share, and a conditional flow for each kind of block.
+"""One flow for molecules of any length: a conditional flow for each kind of block, shared by all blocks of the kind.
 
 ln q(r | beads) = sum over blocks of ln q_kind(y_block | what the block sees) - ln|d r / d y|, exactly, because what a
 block sees are beads and blocks drawn before it. The cost is that of the blocks, so it is linear in the atoms. Within a
-kind all blocks of all frames are one batch.
+kind all blocks of all frames are one batch. Kinds share no parameters: a peptide bond has thousands of examples where a
+rare side chain has a hundred, and each is trained as long as its own held-out likelihood rises.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ LARGEST_FEATURE = 8.0
 class BackmapSettings(Settings):
     """Shape of the flow."""
 
-    width: int = Field(default=64, ge=4, description="Hidden width of the trunk.")
-    context: int = Field(default=32, ge=4, description="Numbers that the trunk hands to the flow of a kind.")
+    width: int = Field(default=64, ge=4, description="Hidden width of what makes a context of what a block sees.")
+    context: int = Field(default=32, ge=4, description="Numbers of the context that the flow of a kind is given.")
     couplings: int = Field(default=2, ge=0, description="Spline couplings of each kind.")
     bins: int = Field(default=8, ge=2, le=200, description="Bins of the splines.")
     flow_width: int = Field(default=40, ge=2, description="Hidden width of the conditioners of a kind.")
@@ -81,7 +82,7 @@ def coordinates_of(y: Tensor, kind: KindView) -> Tensor:
 
 
 class KindFlow(nn.Module):
-    """Flow of one kind of blocks, and the whitening of what its blocks see.
+    """Flow of one kind of blocks, the whitening of what its blocks see, and the context made of it.
 
     Args:
         label: for people.
@@ -109,6 +110,25 @@ class KindFlow(nn.Module):
         )
         self.register_buffer("centre", torch.zeros(len(slots), 3, 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(len(slots), 3, 1, dtype=torch.float64))
+        others = features.N_SURROUNDINGS + features.N_PROPERTIES
+        self.slot_weight = _weight(settings.width, 4 * len(slots), generator)
+        self.other_weight = _weight(settings.width, others, generator)
+        self.bias = _weight(settings.width, 1, generator)
+        self.hidden = _weight(settings.context, settings.width, generator)
+        self.hidden_bias = nn.Parameter(torch.zeros(settings.context, 1, dtype=torch.float64))
+        self.skip = _weight(settings.context, 4 * len(slots), generator, 0.1)
+
+    def context(self, sight: Sight, visible: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Context ``[context, n T]`` of what blocks see, of which ``visible [S, n]`` is placed."""
+        slots, n, frames = len(sight.white), *sight.others.shape[1:]
+        shown = visible.to(self.bias.dtype)[:, None, :, None]
+        there = shown.expand(slots, 1, n, frames)
+        seen = torch.cat([sight.white * shown, there], 1).reshape(4 * slots, -1)
+        first = torch.addmm(self.bias, self.slot_weight, seen)
+        others = sight.others if keep is None else sight.others * keep.unsqueeze(1)
+        first = torch.addmm(first, self.other_weight, others.reshape(-1, n * frames))
+        hidden = torch.addmm(self.hidden_bias, self.hidden, functional.silu(first))
+        return torch.addmm(torch.tanh(hidden), self.skip, seen)
 
     def whiten(self, positions: Tensor) -> Tensor:
         """Whitened positions ``[S, 3, n, T]`` of local positions in nm."""
@@ -140,22 +160,7 @@ class BackmapFlow(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(settings.seed)
         self.settings, self.kinds = settings, tuple(kinds)
-        self.vocabulary = tuple(sorted({slot for _, _, slots in kinds.values() for slot in slots}))
         self.flows = nn.ModuleList(KindFlow(*parts, settings, generator) for parts in kinds.values())
-        place = {name: k for k, name in enumerate(self.vocabulary)}
-        self._slot_rows = [
-            torch.tensor([4 * place[slot] + k for slot in slots for k in range(4)], dtype=torch.int64)
-            for _, _, slots in kinds.values()
-        ]
-        self.slot_weight = _weight(settings.width, 4 * len(self.vocabulary), generator, 0.25)
-        others = features.N_SURROUNDINGS + features.N_PROPERTIES
-        self.other_weight = _weight(settings.width, others, generator)
-        self.kind_bias = _weight(settings.width, len(self.kinds), generator, math.sqrt(len(self.kinds)))
-        self.hidden = _weight(settings.context, settings.width, generator)
-        self.hidden_bias = nn.Parameter(torch.zeros(settings.context, 1, dtype=torch.float64))
-        self.skip = nn.ParameterList(
-            [_weight(settings.context, 4 * len(slots), generator, 0.1) for _, _, slots in kinds.values()]
-        )
 
     @classmethod
     def of_system(cls, system: BackmapSystem, settings: BackmapSettings) -> BackmapFlow:
@@ -167,7 +172,7 @@ class BackmapFlow(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Float type of the parameters."""
-        return self.slot_weight.dtype
+        return self.kind_flow(0).bias.dtype
 
     def kind_flow(self, number: int) -> KindFlow:
         """Flow of a kind by its number."""
@@ -203,17 +208,7 @@ class BackmapFlow(nn.Module):
 
     def context(self, sight: Sight, kind: KindView, order: int, keep: Tensor | None = None) -> Tensor:
         """What the flow of a kind is given, ``[context, n T]``; ``keep [F, T]`` multiplies surroundings in training."""
-        number = self.number_of(kind)
-        visible = kind.visible[order].to(self.dtype)[:, None, :, None]
-        slots, n, frames = len(sight.white), *sight.others.shape[1:]
-        there = visible.expand(slots, 1, n, frames)
-        seen = torch.cat([sight.white * visible, there], 1).reshape(4 * slots, -1)
-        rows = self.slot_weight.index_select(1, self._slot_rows[number])
-        first = torch.addmm(self.kind_bias[:, number : number + 1], rows, seen)
-        others = sight.others if keep is None else sight.others * keep.unsqueeze(1)
-        first = torch.addmm(first, self.other_weight, others.reshape(-1, n * frames))
-        hidden = torch.addmm(self.hidden_bias, self.hidden, functional.silu(first))
-        return torch.addmm(torch.tanh(hidden), self.skip[number], seen)
+        return self.kind_flow(self.number_of(kind)).context(sight, kind.visible[order], keep)
 
     def log_prob_kind(
         self, y: Tensor, sight: Sight, kind: KindView, order: int = 0, keep: Tensor | None = None

@@ -1,8 +1,13 @@
 """The score card: restored frames against fine frames that the training never saw.
 
 Every bond, bond angle and torsion of the bond graph with an atom that is no bead belongs to a class: the residue's name
-and the names of its atoms. The Jensen-Shannon divergence of a class compares its values in restored frames with those
-in held-out fine frames with the same beads.
+and the names of its atoms. What spans two residues belongs to the one that holds most of its atoms, of two halves to
+the later one; of the other residue it counts only whether its atom is in a ring, a proline's. So phi is a matter of its
+own residue, and C-N-CA has one class for each residue after the bond, not one for each pair: force fields know no pairs
+of side chains either (CHARMM22: C, NH1 and CT1 whatever the side chain, other types for GLY and PRO).
+
+The Jensen-Shannon divergence of a class compares its values in restored frames with those in held-out fine frames with
+the same beads. Few values differ by chance; what chance explains is given beside each class and subtracted from none.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import chdtri
 
 from ccg_gmx.backmap.contacts import clash_counts, contact_rules
 from ccg_gmx.backmap.system import Atoms, BackmapSystem
@@ -22,6 +28,10 @@ PER_BIN, LEAST_BINS, MOST_BINS = 50, 4, 48
 """Values per bin that the number of bins is chosen by, and its limits."""
 ENOUGH = 500
 """Held-out values from which on a class counts in the summary; classes with fewer are listed."""
+MARK_NATS = 0.05
+"""Divergence from which on a class is counted as one that differs."""
+CHANCE = 0.99
+"""Part of the classes of one and the same distribution that stay below ``ClassScore.chance``."""
 ROTAMER_ATOMS = ("CG", "OG", "OG1", "CG1", "SG")
 """Fourth atom of chi1."""
 
@@ -54,6 +64,7 @@ class ClassScore:
         edges: ``[bins + 1]`` nm or radians.
         p_fine: ``[bins]`` fractions of fine values.
         p_restored: ``[bins]`` fractions of restored values.
+        chance: what independent values of one distribution would exceed in 1 % of such classes (:data:`CHANCE`).
     """
 
     kind: str
@@ -64,6 +75,7 @@ class ClassScore:
     edges: FloatArray
     p_fine: FloatArray
     p_restored: FloatArray
+    chance: float = math.nan
 
 
 def geometry_classes(system: BackmapSystem) -> list[GeometryClass]:
@@ -95,12 +107,21 @@ def _paths(atoms: Atoms) -> Iterable[tuple[str, tuple[int, ...]]]:
 
 
 def _name(system: BackmapSystem, members: tuple[int, ...]) -> str:
-    """Name of a class, the same in either direction: residue of the lowest residue number, atoms as seen from it."""
+    """Name of a class, the same in either direction: its residue, and the atoms as seen from there; see the module."""
     residues, graph = system.residues, system.placement.plan.system
-    home = min(int(residues[atom]) for atom in members)
-    labels = [graph.local_label(atom, home) for atom in members]
-    first = next(atom for atom in members if int(residues[atom]) == home)
+    own = [int(residues[atom]) for atom in members]
+    home = max(own, key=lambda residue: (own.count(residue), residue))
+    labels = [graph.local_label(atom, home) + _ring_of_other(system, atom, home) for atom in members]
+    first = members[own.index(home)]
     return f"{system.atoms.residue_names[first]} {min('-'.join(labels), '-'.join(labels[::-1]))}"
+
+
+def _ring_of_other(system: BackmapSystem, atom: int, home: int) -> str:
+    """``(PRO)`` for an atom of another residue that is in a small ring."""
+    graph = system.placement.plan.system
+    if int(system.residues[atom]) == home or not any(graph.in_small_ring(atom, j) for j in graph.neighbours(atom)):
+        return ""
+    return f"({system.atoms.residue_names[atom]})"
 
 
 def measure(kind: str, atoms: IntArray, positions: FloatArray) -> FloatArray:
@@ -130,8 +151,10 @@ def compare_class(found: GeometryClass, fine: FloatArray, restored: FloatArray) 
         edges = np.linspace(low - margin, high + margin, bins + 1)
     p, q = (np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values) for values in (a, b))
     used = int(((p > 0) | (q > 0)).sum())
-    floor = (used - 1) / 8.0 * (1.0 / len(a) + 1.0 / len(b))
-    return ClassScore(found.kind, found.name, jensen_shannon(p, q), floor, len(a), edges, p, q)
+    # 8 JS / (1/n + 1/m) follows chi squared of bins - 1 degrees of freedom, as G^2 does.
+    unit = (1.0 / len(a) + 1.0 / len(b)) / 8.0
+    chance = unit * float(chdtri(used - 1, 1.0 - CHANCE)) if used > 1 else 0.0
+    return ClassScore(found.kind, found.name, jensen_shannon(p, q), unit * (used - 1), len(a), edges, p, q, chance)
 
 
 def jensen_shannon(p: FloatArray, q: FloatArray) -> float:
@@ -157,7 +180,11 @@ def score_classes(system: BackmapSystem, fine: FloatArray, restored: FloatArray)
 
 
 def summarise_classes(scores: list[ClassScore]) -> dict[str, Any]:
-    """Largest and mean divergence of each kind, over the classes with enough values and over all."""
+    """Largest and mean divergence of each kind, over the classes with enough values and over all.
+
+    ``above`` counts all classes above :data:`MARK_NATS`; ``above_chance`` those of them that also exceed what chance
+    explains.
+    """
     summary: dict[str, Any] = {}
     for kind in ("bonds", "angles", "torsions"):
         own = [score for score in scores if score.kind == kind]
@@ -172,6 +199,10 @@ def summarise_classes(scores: list[ClassScore]) -> dict[str, Any]:
         summary[f"js_{kind}_classes"] = len(counted)
         summary[f"js_{kind}_max_of_all"] = max(score.js for score in own)
         summary[f"js_{kind}_classes_of_all"] = len(own)
+        above = [score for score in own if score.js > MARK_NATS]
+        summary[f"js_{kind}_above"] = len(above)
+        summary[f"js_{kind}_above_chance"] = sum(score.js > score.chance for score in above)
+        summary[f"js_{kind}_not_chance"] = sum(score.js > score.chance for score in own)
     return summary
 
 

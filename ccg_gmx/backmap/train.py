@@ -1,13 +1,15 @@
 """Training by likelihood on fine frames, on one process or on several by torchrun.
 
-What blocks see does not depend on the parameters, so it is computed once. Colours are taken in order or in reverse at
-random, so that every kind learns both roles: to be drawn before and after its neighbours.
+What blocks see does not depend on the parameters, so it is computed once. Colours are taken in order or, less often, in
+reverse, so that every kind learns both roles: to be drawn before and after its neighbours. Kinds share no parameters,
+so each has its own batches, its own best parameters and its own end; the step and the learning rate are common.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -41,14 +43,16 @@ class BackmapTraining(OptimiserSettings):
     """Training of a backmapping flow."""
 
     steps: int = Field(default=1500, ge=1, description="Optimiser steps, at most.")
-    batch: int = Field(default=64, ge=1, description="Frames per step, of all processes together.")
+    batch: int = Field(default=64, ge=1, description="Frames per step, at least, of all processes together.")
+    least_blocks: int = Field(default=128, ge=1, description="Blocks of a kind per step, as far as there are frames.")
+    reverse: float = Field(default=0.3, ge=0, le=1, description="Part of the steps with colours in reverse.")
     learning_rate: float = Field(default=3e-3, gt=0, description="Peak learning rate of AdamW.")
     warm_up: int = Field(default=50, ge=0, description="Steps of linear rise to it.")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="Part of the surroundings hidden in each step.")
     weight_decay: float = Field(default=1e-2, ge=0, description="Decoupled weight decay of AdamW.")
     held_out_fraction: float = Field(default=0.15, ge=0, lt=1, description="Of each file, one block in time.")
     held_out_every: int = Field(default=50, ge=1, description="Steps between looks at the held-out frames.")
-    patience: int = Field(default=6, ge=1, description="Looks without a better held-out likelihood before it ends.")
+    patience: int = Field(default=6, ge=1, description="Looks without a better held-out likelihood before a kind ends.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,23 @@ class _Seen:
         return self.values[0].shape[-1]
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What one step sees of a kind.
+
+    Attributes:
+        kind: its number.
+        frames: of the frames in memory.
+        keep: ``[F, T]`` factors of the surroundings, or None.
+    """
+
+    kind: int
+    frames: slice
+    keep: Tensor | None = None
+
+
 class _Loss(nn.Module):
-    """-ln q(y | beads) per placed atom, over the blocks inside their supports."""
+    """-ln q(y | beads) per frame of the blocks of kinds, inside their supports, over the number of placed atoms."""
 
     def __init__(self, flow: BackmapFlow, view: SystemView) -> None:
         super().__init__()
@@ -87,14 +106,15 @@ class _Loss(nn.Module):
         self.view = view
         self.n_rows = view.system.placement.n_rows
 
-    def forward(self, seen: _Seen, chosen: slice, order: int, keep: Tensor | None = None) -> Tensor:
-        """Mean over the chosen frames."""
-        total = torch.zeros((), dtype=self.flow.dtype)
-        for kind, sight, values in zip(self.view.kinds, seen.sights, seen.values, strict=True):
-            own = values[..., chosen]
-            log_q = self.flow.log_prob_kind(own, sight.frames(chosen), kind, order, keep)
-            total = total - torch.where(torch.isfinite(log_q), log_q, 0.0).sum() / own.shape[-1]
-        return total / self.n_rows
+    def forward(self, seen: _Seen, batches: Sequence[_Batch], order: int) -> Tensor:
+        """Value of each batch."""
+        values = []
+        for batch in batches:
+            own = seen.values[batch.kind][..., batch.frames]
+            sight = seen.sights[batch.kind].frames(batch.frames)
+            log_q = self.flow.log_prob_kind(own, sight, self.view.kinds[batch.kind], order, batch.keep)
+            values.append(-torch.where(torch.isfinite(log_q), log_q, 0.0).sum() / own.shape[-1])
+        return torch.stack(values) / self.n_rows
 
 
 def train_backmap(
@@ -139,54 +159,110 @@ def train_backmap(
     seen = _look(flow, view, positions, thinned, dtype)
     kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype) if len(held_out) else None
     digest = _digest(positions, settings, system)
-    state = TrainingState(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, ("train", "held_out"))
-    _run(_Loss(flow, view), seen, kept, state, settings, progress)
+    curves = ("train", "held_out", *(_curve(k) for k in range(len(view.kinds))))
+    state = TrainingState(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, curves)
+    _Run(_Loss(flow, view), seen, kept, state, settings).run(progress)
     state.restore_best()
     flow.to(torch.float64)
-    losses = state.result()
+    losses = {name: state.result()[name] for name in ("train", "held_out")}
     return TrainedBackmap(losses, held_out, _facts(losses, seen, view, state.step, len(thinned), len(held_out)))
 
 
-def _run(
-    loss: _Loss,
-    seen: _Seen,
-    kept: _Seen | None,
-    state: TrainingState,
-    settings: BackmapTraining,
-    progress: Progress | None,
-) -> None:
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    module: Callable[..., Tensor] = DistributedDataParallel(loss, find_unused_parameters=True) if world > 1 else loss
-    if rank:
-        state.path = None  # one process writes the state, all have read it
-    share = max(1, settings.batch // world)
+def _curve(kind: int) -> str:
+    """Name of the held-out curve of a kind."""
+    return f"held_out_{kind}"
 
-    def evaluate() -> None:
-        if kept is not None:
-            with torch.no_grad():
-                parts = [
-                    (min(CHUNK, kept.frames - start), loss(kept, slice(start, start + CHUNK), 0))
-                    for start in range(0, kept.frames, CHUNK)
-                ]
-            value = sum(count * float(part) for count, part in parts) / kept.frames
-            state.losses["held_out"].append(value)
-            state.keep_if_best(value)
 
-    while state.step < settings.steps and not _patience_ended(state.losses["held_out"], settings.patience):
+class _Run:
+    """The loop of a training; whatever it has to remember is in ``state``, so a stopped one goes on.
+
+    Args:
+        loss: of the flow.
+        seen: training frames.
+        kept: held-out frames, or None.
+        state: optimiser, curves, best parameters.
+        settings: of the training.
+    """
+
+    def __init__(
+        self, loss: _Loss, seen: _Seen, kept: _Seen | None, state: TrainingState, settings: BackmapTraining
+    ) -> None:
+        self.loss, self.seen, self.kept, self.state, self.settings = loss, seen, kept, state, settings
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.curves = [state.losses[_curve(k)] for k in range(len(loss.view.kinds))]
+        if self.rank:
+            state.path = None  # one process writes the state, all have read it
+
+    def run(self, progress: Progress | None) -> None:
+        """Train until the steps are done, or no kind gets better."""
+        loss, state, settings = self.loss, self.state, self.settings
+        many = self.world > 1
+        module: Callable[..., Tensor] = DistributedDataParallel(loss, find_unused_parameters=True) if many else loss
         if state.step == 0:
-            evaluate()
-        start = int(torch.randint(max(1, seen.frames - share * world + 1), (), generator=state.generator))
-        order = int(torch.randint(2, (), generator=state.generator))
-        own = slice(start + rank * share, start + (rank + 1) * share)
-        if own.start >= seen.frames:
-            own = slice(max(0, seen.frames - share), seen.frames)
+            self._evaluate()
+        while state.step < settings.steps and (active := self._active()):
+            order = int(torch.rand((), generator=state.generator) < settings.reverse)
+            value = module(self.seen, [self._batch(kind) for kind in active], order).sum()
+            state.descend(value, train=value + self._of_ended(active))
+            if state.step % settings.held_out_every == 0 or state.step == settings.steps:
+                self._evaluate()
+            state.finish_step(None if progress is None else self._told(progress))
+
+    def _active(self) -> list[int]:
+        """Kinds that still get better."""
+        patience = self.settings.patience
+        return [k for k, curve in enumerate(self.curves) if not _patience_ended(curve, patience)]
+
+    def _of_ended(self, active: Sequence[int]) -> float:
+        """Best held-out values of the kinds that are trained no more, which stand for their training loss."""
+        return sum(min(curve) for k, curve in enumerate(self.curves) if k not in active)
+
+    def _batch(self, kind: int) -> _Batch:
+        """Frames of a kind: neighbours in the random order that the frames are in. Every process takes its part."""
+        settings, frames = self.settings, self.seen.frames
+        blocks = self.seen.values[kind].shape[1]
+        wanted = min(max(settings.batch, -(-settings.least_blocks // blocks)), max(frames, self.world))
+        share = max(1, wanted // self.world)
+        start = int(torch.randint(max(1, frames - share * self.world + 1), (), generator=self.state.generator))
+        own = slice(start + self.rank * share, start + (self.rank + 1) * share)
+        if own.start >= frames:
+            own = slice(max(0, frames - share), frames)
         # Every process draws the factors of the whole batch, so that any number of processes trains the same model.
-        keep = _keep(settings.dropout, share * world, state, loss.flow.dtype)[:, rank * share :]
-        value = module(seen, own, order, keep[:, : min(own.stop, seen.frames) - own.start])
-        state.descend(value, train=value)
-        if state.step % settings.held_out_every == 0 or state.step == settings.steps:
-            evaluate()
-        state.finish_step(progress)
+        keep = _keep(settings.dropout, share * self.world, self.state, self.loss.flow.dtype)[:, self.rank * share :]
+        return _Batch(kind, own, keep[:, : min(own.stop, frames) - own.start])
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Note the held-out value of every active kind, and keep its parameters where it is the best so far."""
+        if self.kept is None:
+            return
+        active, frames = self._active(), self.kept.frames
+        total = torch.zeros(len(active), dtype=torch.float64)
+        for start in range(0, frames, CHUNK):
+            own = slice(start, min(start + CHUNK, frames))
+            values = self.loss(self.kept, [_Batch(kind, own) for kind in active], 0)
+            total += (own.stop - own.start) / frames * values.to(torch.float64)
+        best = [
+            k for k, value in zip(active, total.tolist(), strict=True) if value < min(self.curves[k], default=math.inf)
+        ]
+        for kind, value in zip(active, total.tolist(), strict=True):
+            self.curves[kind].append(value)
+        prefixes = tuple(f"flows.{self.loss.flow.number_of(self.loss.view.kinds[kind])}." for kind in best)
+        fresh = self.loss.flow.state_dict()
+        self.state.best |= {
+            name: value.detach().clone()
+            for name, value in fresh.items()
+            if name.startswith(prefixes) or name not in self.state.best
+        }
+        self.state.best_loss = sum(min(curve) for curve in self.curves)
+        self.state.losses["held_out"].append(self.state.best_loss)
+
+    def _told(self, progress: Progress) -> Progress:
+        def tell(step: int, steps: int, _: str) -> None:
+            curves = {name: self.state.losses[name] for name in ("train", "held_out")}
+            progress(step, steps, ", ".join(f"{name} {curve[-1]:.3f}" for name, curve in curves.items() if curve))
+
+        return tell
 
 
 def _keep(dropout: float, frames: int, state: TrainingState, dtype: torch.dtype) -> Tensor:
