@@ -99,6 +99,8 @@ class BackmapWorkflow(Settings):
             raise ValueError("fine_md needs a .top as topology, and a structure")
         if self.fine_md is None and self.topology.suffix == ".top":
             raise ValueError("trajectories need a .tpr or .psf as topology")
+        if not self.training.held_out_fraction:
+            raise ValueError("training.held_out_fraction must be above 0: the score card is about held-out frames")
         if self.minimise is not None and self.minimisation_topology is None:
             raise ValueError("minimise needs minimise.topology, the .top of the restored atoms")
         return self
