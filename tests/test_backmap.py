@@ -53,6 +53,18 @@ def test_every_placed_atom_is_in_one_block_and_refers_to_earlier_passes(name: st
                 assert stage[reference][order] < stage[row.atom][order]
 
 
+def test_blocks_of_one_pass_share_no_bead_and_those_of_the_first_no_neighbour() -> None:
+    of = system("chignolin", CA)
+    blocks = [block for block in of.blocks.blocks if block.depth == 0]
+    assert sorted({block.colour for block in blocks}) == [0, 1, 2]
+    around = [{k for k, other in enumerate(blocks) if set(block.beads) & set(other.beads)} for block in blocks]
+    for k, block in enumerate(blocks):
+        alike = {j for j, other in enumerate(blocks) if other.colour == block.colour} - {k}
+        assert not alike & around[k]
+        if block.colour == 0:
+            assert not alike & {j for i in around[k] for j in around[i]}
+
+
 def test_the_number_of_passes_does_not_grow_with_the_chain() -> None:
     beads = ("C", "N", "CA")
     assert system("alanine_dipeptide", beads).blocks.n_stages == system("alanine_tripeptide", beads).blocks.n_stages
@@ -215,6 +227,44 @@ def test_candidates_of_frames_lessen_clashes_and_keep_the_account() -> None:
         assert (draws.log_choice <= np.log(rounds) + 1e-9).all()
     assert (draws.log_choice != 0).any()
     assert counts[1] < 0.8 * counts[0]
+
+
+def test_sweeps_lessen_clashes_and_move_only_what_nobody_sees() -> None:
+    of, flow = system("chignolin", CA), fitted("chignolin", CA)
+    beads = beads_of("chignolin", CA, 60, 3)
+    plain, swept = (Sampler(flow, of, 4, 1, sweeps).draw(beads, torch.Generator().manual_seed(2)) for sweeps in (0, 4))
+    free = Sampler(flow, of, 4, 1, 1)._unseen()
+    moving = np.concatenate([t.atoms[own].ravel() for t, own in zip(of.blocks.kinds, free, strict=True)])
+    rest = np.setdiff1d(np.arange(len(of.atoms)), moving)
+    assert torch.equal(plain.positions[:, rest], swept.positions[:, rest])
+    assert not torch.equal(plain.positions[:, moving], swept.positions[:, moving])
+    before, after = (clash_counts(contact_rules(of.atoms), d.positions.numpy()).sum() for d in (plain, swept))
+    assert after < before
+    assert int(of.placement.chirality_errors(swept.positions).sum()) == 0
+    assert swept.log_choice.isnan().all()
+    reaches = torch.isfinite(swept.log_q)
+    again = flow.log_prob(swept.positions[reaches], flow.view(of))
+    torch.testing.assert_close(again, swept.log_q[reaches], rtol=0, atol=1e-7)
+
+
+def test_a_block_drawn_anew_is_taken_by_all_its_clashes_but_those_with_itself() -> None:
+    """One block that stands already, against clashes counted by hand; it is the first of its own candidates."""
+    of, count, m = system("chignolin", BACKBONE), 50, 4
+    rules, rng = contact_rules(of.atoms), np.random.default_rng(3)
+    table = max(of.blocks.kinds, key=lambda kind: kind.atoms.shape[1])
+    own = table.atoms[0]
+    x = np.broadcast_to(frames(of, 1, 3).numpy(), (m, count, len(of.atoms), 3)).copy()
+    x[1:, :, own] += 0.1 * rng.normal(size=(m - 1, count, 1, 3))
+    turn = Turn(np.array([0, len(own)]), own, table.frames[:1, 0])
+    arguments = (rng.random((count, 1)), turn, surround_of(of), rules)
+    results = []
+    for there in (True, False):
+        placed = np.ones(len(of.atoms), dtype=bool)
+        placed[own] = there
+        results.append(choose(x, np.ones((m, count, 1), bool), placed, *arguments))
+    assert len(np.unique(results[0][0])) > 1
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
 def test_rows_that_say_the_same_get_one_support() -> None:

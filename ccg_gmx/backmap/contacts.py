@@ -184,7 +184,8 @@ def choose(
     """Take one candidate of every block of a turn, one block after the other.
 
     Args:
-        candidates: ``[M, T, N, 3]`` nm; in each, all blocks of the turn are drawn anew.
+        candidates: ``[M, T, N, 3]`` nm; in each, all blocks of the turn are drawn anew. The first holds the present
+            state of blocks that are placed already.
         reachable: ``[M, T, b]`` whether the bridges of a block reach.
         placed: ``[N]`` atoms placed before this turn.
         uniform: ``[T, b]`` random numbers in [0, 1).
@@ -234,6 +235,8 @@ def _choose(  # type: ignore[no-untyped-def]
                 if not reachable[m, t, b]:
                     cost[m] = UNREACHABLE
             own = b_atoms[b_start[b] : b_start[b + 1]]
+            for i in own:  # placed already where blocks are drawn anew
+                placed[i] = False
             n_close = _close(x, t, own, b_origin[b], placed, source, beads, s_start, s_atoms, radii, close)
             for k in range(n_close):
                 j = close[k]

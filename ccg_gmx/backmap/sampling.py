@@ -24,6 +24,7 @@ from ccg_gmx.backmap.contacts import (
 from ccg_gmx.backmap.features import KindView, SystemView
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.system import BackmapSystem
+from ccg_gmx.records import IntArray
 
 Near = tuple[Tensor, Tensor, Tensor]
 """What :func:`ccg_gmx.backmap.features.surroundings` returns."""
@@ -37,7 +38,7 @@ class Draws:
         positions: ``[T, N, 3]`` nm.
         log_q: ``[T]`` ln q(r | beads); -inf where a bridge does not reach.
         log_choice: ``[T]`` sum of ln(g / mean g) of the candidates taken; 0 with one candidate. ``log_q + log_choice``
-            is the log-density that belongs in importance weights.
+            is the log-density that belongs in importance weights. NaN after sweeps, whose density nobody knows.
     """
 
     positions: Tensor
@@ -74,26 +75,56 @@ class Sampler:
     Blocks are taken one after the other, so a frame can end without room for the last. Therefore frames have candidates
     as well, of which one is taken by its clashes in the same way and with the same account in ``log_choice``.
 
+    Sweeps draw the blocks anew that no other block sees, side chains mostly, when all the rest stands: one of the
+    present state and ``candidates - 1`` fresh ones is taken by all its clashes. That leaves q exp(-cost) invariant
+    (iterated sampling importance resampling, Andrieu, Doucet & Holenstein, doi:10.1111/j.1467-9868.2009.00736.x), but
+    the density of what comes out is unknown: such frames have no weights.
+
     Args:
         flow: trained.
         system: of the kinds that the flow knows.
         candidates: draws of each block of which one is taken; 1 is the plain flow.
         rounds: draws of each frame of which one is taken.
+        sweeps: see above; without effect where there is one candidate.
     """
 
-    def __init__(self, flow: BackmapFlow, system: BackmapSystem, candidates: int = 1, rounds: int = 1) -> None:
+    def __init__(
+        self, flow: BackmapFlow, system: BackmapSystem, candidates: int = 1, rounds: int = 1, sweeps: int = 0
+    ) -> None:
         self.flow, self.system, self.candidates, self.rounds = flow, system, candidates, rounds
+        self.sweeps = sweeps if candidates > 1 else 0
         self.view: SystemView = flow.view(system)
         self.rules: ContactRules = contact_rules(system.atoms)
         self._surround: Surround = surround_of(system)
-        self._passes = [self._pass(stage) for stage in range(system.blocks.n_stages)]
+        self._passes = [
+            self._pass([np.flatnonzero(kind.table.stage[0] == stage) for kind in self.view.kinds])
+            for stage in range(system.blocks.n_stages)
+        ]
+        self._free = self._pass(self._unseen()) if self.sweeps else None
         with torch.no_grad():
             reference = torch.as_tensor(system.reference, dtype=torch.float64)[None]
             self._filler = system.placement.split(system.placement.relabel(reference))[0]
 
-    def _pass(self, stage: int) -> _Pass:
-        found = [(kind, np.flatnonzero(kind.table.stage[0] == stage)) for kind in self.view.kinds]
-        found = [(kind, members) for kind, members in found if len(members)]
+    def _unseen(self) -> list[IntArray]:
+        """Blocks of each kind that no other block sees or is placed on."""
+        blocks, rows = self.system.blocks, self.system.placement.plan.rows
+        owner = {rows[row].atom: k for k, block in enumerate(blocks.blocks) for row in block.rows}
+        seen: set[int] = set()
+        for kind in self.view.kinds:
+            seen.update(kind.slots[kind.visible[0].T > 0].tolist())
+        for row in rows:
+            references = (row.parent, row.angle_ref, row.torsion_ref, row.measured_from)
+            seen.update(atom for atom in references if owner.get(atom) != owner[row.atom])
+        return [
+            np.array(
+                [k for k, own in enumerate(kind.table.atoms) if not seen.intersection(own.tolist())], dtype=np.int64
+            )
+            for kind in self.view.kinds
+        ]
+
+    def _pass(self, members_of: list[IntArray]) -> _Pass:
+        """A pass of some blocks of each kind."""
+        found = [(kind, own) for kind, own in zip(self.view.kinds, members_of, strict=True) if len(own)]
         entries = [
             (int(kind.table.blocks[k]), kind.table.atoms[k], kind.table.frames[k, 0])
             for kind, members in found
@@ -162,7 +193,9 @@ class Sampler:
 
     def fingerprint(self) -> str:
         """Hash of what decides on the draws of one generator."""
-        digest = hashlib.sha256(f"{self.candidates} {self.rounds} {' '.join(self.system.atoms.names)}".encode())
+        digest = hashlib.sha256(
+            f"{self.candidates} {self.rounds} {self.sweeps} {' '.join(self.system.atoms.names)}".encode()
+        )
         for value in self.flow.state_dict().values():
             digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -189,7 +222,20 @@ class Sampler:
                 log_q, log_choice = log_q + gains[0], log_choice + gains[1]
             x, log_volume = placement.join(beads, y)
             placed[part.turn.atoms] = True
-        return Draws(x, log_q - log_volume, log_choice)
+        if self._free is None:
+            return Draws(x, log_q - log_volume, log_choice)
+        return self._swept(self._free, beads, x, y, near, generator)
+
+    def _swept(self, part: _Pass, beads: Tensor, x: Tensor, y: Tensor, near: Near, generator: torch.Generator) -> Draws:
+        """Draw the blocks of ``part`` anew, ``sweeps`` times."""
+        placed = np.ones(len(self.system.atoms), dtype=bool)
+        for _ in range(self.sweeps):
+            many, block_log_q = self._draw_pass(part, x, y, near, generator)
+            many[0] = y
+            y, _ = self._take(beads, many, block_log_q, part, placed, generator)
+            x, log_volume = self.system.placement.join(beads, y)
+        log_q = torch.where(torch.isfinite(log_volume), self.flow.log_prob(x, self.view), -torch.inf)
+        return Draws(x, log_q, torch.full_like(log_q, torch.nan))
 
     def _draw_pass(
         self, part: _Pass, x: Tensor, y: Tensor, near: Near, generator: torch.Generator
