@@ -22,6 +22,8 @@ from ccg_gmx.report.parts import Section, grid_of, picture
 
 WORST = 12
 """Distributions shown of each kind."""
+OPEN_ROWS = 24
+"""Longer tables are one click away."""
 LINEAR_KJ_MOL = 1000.0
 """Energies further from those of fine frames are drawn logarithmically."""
 
@@ -183,7 +185,10 @@ def _rotamers(found: dict[str, dict[str, list[float]]]) -> Html:
         (name, *(f"{a:.2f} / {b:.2f}" for a, b in zip(own["fine"], own["restored"], strict=True)))
         for name, own in found.items()
     ]
-    return table(("residue", "g+ (0 to 120°), fine / restored", "trans", "g- (-120 to 0°)"), rows)
+    whole = table(("residue", "g+ (0 to 120°), fine / restored", "trans", "g- (-120 to 0°)"), rows)
+    if len(rows) <= OPEN_ROWS:
+        return whole
+    return tag("details", tag("summary", f"chi1 of {len(rows)} residues"), whole)
 
 
 def _multiples(scores: list[ClassScore]) -> Html:

@@ -23,7 +23,7 @@ from ccg_gmx.cycle.store import read_json, write_json
 from ccg_gmx.errors import StoreError
 from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.records import FloatArray
-from ccg_gmx.report import sections, style
+from ccg_gmx.report import sections, style, words
 from ccg_gmx.report.backmap_page import card_sections, energy_section
 from ccg_gmx.report.html import page, write_page
 from ccg_gmx.report.markup import definitions, join, table, tag
@@ -124,7 +124,7 @@ def _key_numbers(results: BackmapResults, summary: dict[str, Any]) -> Section:
     restored, card = summary["restored"], summary["card"]
     intro = (
         f"{restored['frames']} frames were restored from {restored['coarse_frames']} coarse ones "
-        f"({restored['coarse']}), {1e3 * restored['seconds_per_frame']:.3g} ms each. For the score card, "
+        f"({restored['coarse']}), {_duration(restored['seconds_per_frame'])} each. For the score card, "
         f"{card['held_out_frames']} fine frames that the training never saw were restored from their own beads, "
         f"{card['samples']} times each. Of fine frames, {100 * card['clash_fraction_fine']:.2f} % have a clash."
     )
@@ -136,6 +136,10 @@ def _key_numbers(results: BackmapResults, summary: dict[str, Any]) -> Section:
     groups["card"] = {name: value for name, value in card.items() if name != "rotamers"}
     everything = tag("details", tag("summary", "Every number of summary.json"), definitions(sections.flatten(groups)))
     return Section("Key numbers", join([tag("p", intro), table(head, rows, "numbers"), everything]))
+
+
+def _duration(seconds: float) -> str:
+    return f"{words.number(1e3 * seconds)} ms" if seconds < 1 else words.duration(seconds)
 
 
 _VERDICTS = {
@@ -153,16 +157,16 @@ def _mark_row(mark: Mark) -> tuple[str, ...]:
 
 def _training(results: BackmapResults, facts: dict[str, Any]) -> Section:
     """What it learned from, and its losses."""
-    words = f"{facts['frames']} frames, {facts['steps']} steps, {facts['held_out_frames']} frames held out."
+    text = f"{facts['frames']} frames, {facts['steps']} steps, {facts['held_out_frames']} frames held out."
     if facts.get("nll_per_atom_held_out") is not None:
-        words += (
+        text += (
             f" The held-out loss fell from {facts['nll_per_atom_start']:.3f} to {facts['nll_per_atom_held_out']:.3f} "
             "nats per placed atom; the parameters of that step are kept."
         )
     if facts.get("left_out"):
-        words += f" {facts['left_out'].capitalize()}."
+        text += f" {facts['left_out'].capitalize()}."
     losses = load_model(results.model / MODEL).info.get("losses", {})
-    parts = [tag("p", words)]
+    parts = [tag("p", text)]
     if losses.get("train"):
         every = results.workflow.training.held_out_every
         shown = picture(

@@ -64,7 +64,7 @@ def summarise(results: BackmapResults, wall_s: dict[str, float]) -> dict[str, An
         "system": workflow.system,
         "converged": trusted,
         "wall_s": {name: round(seconds, 2) for name, seconds in wall_s.items()},
-        "energy_evaluations": _evaluations(results),
+        **_evaluations(results),
         "training": {name: value for name, value in training.items() if name not in ("topology", "trajectories")},
         "restored": restored,
         "card": card,
@@ -127,8 +127,8 @@ def judge(found: list[Mark]) -> tuple[bool, list[str]]:
     return True, [mark.words() for mark in found]
 
 
-def _evaluations(results: BackmapResults) -> dict[str, int]:
-    """MD steps of the fine runs and of the hot stretches before them: nothing else computes energies to learn from."""
+def _evaluations(results: BackmapResults) -> dict[str, dict[str, int]]:
+    """MD steps of the fine runs and of the hot stretches before them, where there are any."""
     files = [folder / EVALUATIONS for folder in results.used if (folder / EVALUATIONS).is_file()]
     steps = sum(int(read_json(file)["fine_md_steps"]) for file in files)
-    return {"fine_md_steps": steps, "total": steps}
+    return {"energy_evaluations": {"fine_md_steps": steps, "total": steps}} if files else {}
