@@ -145,7 +145,7 @@ def _chunks(
     coarse: Path, system: BackmapSystem, settings: RestoreSettings, size: int
 ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, int, float]]:
     """Beads, times, boxes, number of the first frame and part done, of at most ``size`` frames."""
-    first = 0
+    first, before = 0, 0.0
     for frames, done in read_coarse(coarse, system, settings.stride):
         for start in range(0, len(frames.time), size):
             own = slice(start, start + size)
@@ -155,8 +155,10 @@ def _chunks(
             if not len(time):
                 return
             box = np.zeros((len(time), 3, 3)) if frames.box is None else frames.box[own][: len(time)]
-            yield beads, time, box, first, done
+            part = min(1.0, (start + size) / len(frames.time))
+            yield beads, time, box, first, before + (done - before) * part
             first += len(time)
+        before = done
 
 
 def read_coarse(path: Path, system: BackmapSystem, stride: int = 1) -> Iterator[tuple[BeadFrames, float]]:
