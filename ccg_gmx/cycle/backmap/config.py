@@ -21,7 +21,7 @@ _OF_A_PACKAGE = re.compile(r"([A-Za-z_][\w.]*):(?!/)(.+)")
 
 
 class FineDynamics(Settings):
-    """Fine runs in vacuum; a hot run before them all, from which each takes another start."""
+    """Fine runs in vacuum. Before each comes a hot stretch, from where the last one ended: starts differ."""
 
     temperature_K: float = Field(default=300.0, gt=0, description="temperature of the frames, K")
     hot_temperature_K: float = Field(default=500.0, gt=0, description="temperature of the stretch before, K")
@@ -80,7 +80,7 @@ class BackmapWorkflow(Settings):
     beads: str = Field(default="backbone", description="backbone (N, CA, C), ca, or atom names with commas")
     start_ps: float = Field(default=0.0, ge=0, description="first part of each fine run that is left out, ps")
     stride: int = Field(default=1, ge=1, description="use every so-manyth fine frame")
-    seed: int = Field(default=0, ge=0, description="every random number of the run derives from this")
+    seed: int = Field(default=0, ge=0, description="random numbers of runs, training and draws derive from this")
     model: BackmapSettings = BackmapSettings()
     training: BackmapTraining = BackmapTraining()
     coarse: Path | None = Field(
