@@ -68,6 +68,7 @@ def outcome(ratio: float, bar: float = 40.0, stopped: bool = True) -> dict[str, 
         "rdf_error_ratio": ratio,
         "rdf_squared_error": 0.01 * ratio,
         "rdf_noise": 1e-6,
+        "rdf_noise_limit": 1.5e-6,
         "bonded_error": 0.0,
         "bonded_noise": 0.0,
         "iterations": 3,
@@ -97,6 +98,11 @@ def test_verdict_names_what_is_missing() -> None:
         "first peak 1.010 of the target's, pressure 900 +- 30 bar, wanted 1"
     ]
     assert not verdict(outcome(0.005, bar=80.0))[0]
+    noisy = {"rdf_squared_error": 0.002, "rdf_noise": 0.0019, "rdf_noise_limit": 0.0025}
+    trusted, reasons = verdict({**outcome(0.2), **noisy})
+    assert trusted
+    assert "RDF error 20.00% of the start's, of which sampling noise explains 19.00% after 3" in reasons[0]
+    assert not verdict({**outcome(0.2), **noisy, "rdf_squared_error": 0.0026})[0]
     assert verdict(outcome(0.005, stopped=False))[0], "the run with a new seed decides"
     assert not verdict(outcome(0.005), agrees=False)[0]
     bonded = {"rdf_squared_error": None, "rdf_noise": None, "first_peak_ratio": None, "pressure_target_bar": None}

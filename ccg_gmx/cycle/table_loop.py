@@ -182,6 +182,7 @@ class TableLoop:
                 "bonded_error": best["bonded_error"],
                 "bonded_noise": best["bonded_noise"],
                 "rdf_noise": best["rdf_noise"],
+                "rdf_noise_limit": best["rdf_noise_limit"],
                 "first_peak_ratio": best["first_peak_ratio"],
                 "pressure_bar": best["pressure_bar"],
                 "pressure_error": best["pressure_error"],

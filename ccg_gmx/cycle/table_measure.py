@@ -61,6 +61,7 @@ def measure_run(
         "pressure_error": run.pressure_error if mean is None else mean.error,
         "rdf_squared_error": None if error is None else error.squared,
         "rdf_noise": None if error is None else error.noise,
+        "rdf_noise_limit": None if error is None else error.noise_limit,
         "first_peak_ratio": None if error is None else error.first_peak_ratio,
         "bonded_error": bonded_error(found, target),
         "bonded_noise": bonded_noise(found, target),

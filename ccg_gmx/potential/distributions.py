@@ -41,6 +41,8 @@ class Histogram:
         counts: ``[bins]`` over all frames.
         ideal: ``[bins]`` counts to expect without interaction; of bonded terms up to a common factor.
         error: ``[bins]`` standard error of the counts from blocks of frames, at least that of independent counts.
+        squares: of pairs, how many independent squares the sum of squared errors of :attr:`g` is worth, as neighbouring
+            bins go together; nan where it is not known.
     """
 
     kind: CurveKind
@@ -48,6 +50,7 @@ class Histogram:
     counts: FloatArray
     ideal: FloatArray
     error: FloatArray
+    squares: float = math.nan
 
     @property
     def centres(self) -> FloatArray:
@@ -217,7 +220,9 @@ class DistributionSampler:
         pairs = {}
         for k, (key, number) in enumerate(self._numbers.items()):
             counts, error = _counts_and_error(self._pairs)
-            pairs[key] = Histogram("pair", self._edges, counts[k], number * density * shell, error[k])
+            ideal = number * density * shell
+            squares = independent_squares(self._pairs.full[:, k] / ideal)
+            pairs[key] = Histogram("pair", self._edges, counts[k], ideal, error[k], squares)
         return Distributions(
             {name: _bonded_histogram(kinds[name], sums) for name, sums in self._bonded.items()},
             {name: _map_histogram(sums) for name, sums in self._maps.items()},
@@ -235,6 +240,30 @@ def sample_distributions(
     for chunk in frames:
         sampler.add(chunk)
     return sampler.result()
+
+
+def independent_squares(blocks: FloatArray) -> float:
+    """How many independent squares of equal size vary as much, for their sum, as the squares of the means' errors.
+
+    It is (tr C)^2 / tr C^2 with C the covariance of the bins (Satterthwaite, doi:10.2307/3002019). The covariance from
+    n + 1 blocks overestimates tr C^2 by (tr C)^2 / n and more; ``n^2 / ((n - 1)(n + 2)) (tr S^2 - (tr S)^2 / n)`` has
+    the right mean for normal numbers (Bai & Saranadasa, Statistica Sinica 6, 311 (1996)).
+
+    Args:
+        blocks: ``[B, bins]`` sums or means over blocks of equal length.
+
+    Returns:
+        At least 1, at most the number of bins; nan with fewer than four blocks.
+    """
+    n = len(blocks) - 1
+    if n < 3:
+        return math.nan
+    scatter = (blocks - blocks.mean(axis=0)) / math.sqrt(n)
+    trace, square = float((scatter**2).sum()), float(((scatter @ scatter.T) ** 2).sum())
+    if not trace:
+        return math.nan
+    square = n**2 / ((n - 1.0) * (n + 2.0)) * (square - trace**2 / n)
+    return float(np.clip(trace**2 / square if square > 0.0 else math.inf, 1.0, blocks.shape[1]))
 
 
 def _counts_and_error(sums: BlockSums) -> tuple[FloatArray, FloatArray]:

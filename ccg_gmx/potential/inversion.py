@@ -7,9 +7,11 @@ splines, weighted by the errors of the counts, so a noisy bin moves nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import gammaincinv
 
 from ccg_gmx.errors import SettingsError
 from ccg_gmx.potential.curves import Curve, TorsionMap, flat_curve
@@ -304,12 +306,14 @@ class RdfError:
 
     Attributes:
         squared: ``int (g - g_target)^2 dr`` summed over pairs of types, nm.
-        noise: what the errors of both make of it where they agree, nm.
+        noise: what the errors of both make of it on average where they agree, nm.
+        noise_limit: what it stays below in 19 of 20 such cases, nm.
         first_peak_ratio: height of the first peak over the target's, of the pair where that is furthest from 1.
     """
 
     squared: float
     noise: float
+    noise_limit: float
     first_peak_ratio: float
 
 
@@ -317,14 +321,26 @@ def rdf_error(found: Distributions, target: Distributions) -> RdfError | None:
     """Compare radial distribution functions over their whole range; None without pairs."""
     if not target.pairs:
         return None
-    squared = noise = 0.0
+    squared = noise = spread = 0.0
     ratios = []
     for key, wanted in target.pairs.items():
         width = np.diff(wanted.edges)
         squared += float(np.sum((found.pairs[key].g - wanted.g) ** 2 * width))
-        noise += float(np.sum((found.pairs[key].g_error ** 2 + wanted.g_error**2) * width))
+        for part in (found.pairs[key], wanted):
+            own = float(np.sum(part.g_error**2 * width))
+            noise += own
+            # Errors of several pairs of types go together too: standard deviations are added, not their squares.
+            spread += own * math.sqrt(2.0 / part.squares) if math.isfinite(part.squares) else 0.0
         ratios.append(first_peak(found.pairs[key], wanted) / first_peak(wanted, wanted))
-    return RdfError(squared, noise, max(ratios, key=lambda ratio: abs(ratio - 1.0)))
+    return RdfError(squared, noise, _limit(noise, spread), max(ratios, key=lambda ratio: abs(ratio - 1.0)))
+
+
+def _limit(noise: float, spread: float) -> float:
+    """Value that a sum of squares of this mean and standard deviation exceeds in one case of twenty."""
+    if not spread:
+        return noise
+    half = (noise / spread) ** 2  # half the degrees of freedom of the chi^2 with these two
+    return noise * float(gammaincinv(half, 0.95)) / half
 
 
 def first_peak(part: Histogram, target: Histogram, half_width: float = 0.01) -> float:

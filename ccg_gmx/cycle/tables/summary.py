@@ -10,7 +10,7 @@ from ccg_gmx.cycle.tables.run import TablesResults
 
 ITERATIVE = ("ibi", "re")
 PRESSURE = ("pressure_bar", "pressure_error")
-NOISE_FACTOR = {"rdf": 1.0, "bonded": 1.5}
+BONDED_NOISE_FACTOR = 1.5
 """How far above its expectation noise may be: few slow transitions decide the populations of a torsion."""
 CERTAINTY = 2.0
 """Standard errors within which a pressure is at its target."""
@@ -66,7 +66,7 @@ def _final(fit: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(run: dict[str, Any]) -> dict[str, Any]:
-    errors = ("rdf_squared_error", "rdf_noise", "bonded_error", "bonded_noise")
+    errors = ("rdf_squared_error", "rdf_noise", "rdf_noise_limit", "bonded_error", "bonded_noise")
     return {name: run[name] for name in (*errors, "first_peak_ratio", *PRESSURE)}
 
 
@@ -105,19 +105,26 @@ def _reached(block: dict[str, Any], wanted: IterationSettings) -> bool:
     That run alone decides, whether the iterations stopped by themselves or the best one was taken at their end: it
     has a seed of its own, so that choosing among iterations cannot flatter it.
     """
-    kind = "rdf" if block["rdf_squared_error"] is not None else "bonded"
-    error, noise = block["rdf_squared_error" if kind == "rdf" else "bonded_error"], block[f"{kind}_noise"]
     peak, level = block["first_peak_ratio"], block["pressure_target_bar"]
     return (
-        (block["rdf_error_ratio"] <= wanted.tolerance or error <= NOISE_FACTOR[kind] * noise)
+        (block["rdf_error_ratio"] <= wanted.tolerance or _is_noise(block))
         and (peak is None or abs(peak - 1.0) <= wanted.peak_tolerance)
         and (level is None or abs(block["pressure_bar"] - level) <= CERTAINTY * block["pressure_error"])
     )
 
 
+def _is_noise(block: dict[str, Any]) -> bool:
+    """Whether sampling errors explain how far the structure is off."""
+    if block["rdf_squared_error"] is not None:
+        return bool(block["rdf_squared_error"] <= block["rdf_noise_limit"])
+    return bool(block["bonded_error"] <= BONDED_NOISE_FACTOR * block["bonded_noise"])
+
+
 def _structure(block: dict[str, Any]) -> str:
     if block["rdf_squared_error"] is not None:
-        return f"RDF error {block['rdf_error_ratio']:.2%} of the start's"
+        words = f"RDF error {block['rdf_error_ratio']:.2%} of the start's"
+        noise = block["rdf_error_ratio"] * block["rdf_noise"] / max(block["rdf_squared_error"], 1e-300)
+        return words + (f", of which sampling noise explains {noise:.2%}" if _is_noise(block) else "")
     return (
         f"bonded distributions differ by {block['bonded_error']:.3f}, their errors explain {block['bonded_noise']:.3f}"
     )
