@@ -11,9 +11,13 @@ from placement_systems import shipped
 from torch import Tensor
 
 from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
-from ccg_gmx.backmap.system import Atoms, BackmapSystem, make_system
+from ccg_gmx.backmap.system import Atoms, BackmapSystem, make_system, make_system_on
 
 SMALL = BackmapSettings(width=16, context=8, couplings=1, bins=4, flow_width=8, lower_width=4)
+
+
+CENTRES = ("centres",)
+BACKBONE = ("N", "H", "H1", "H2", "H3", "CA", "HA", "HA1", "HA2", "C", "O", "OC1", "OC2")
 
 
 def with_charges(plain: Plain) -> Atoms:
@@ -24,8 +28,13 @@ def with_charges(plain: Plain) -> Atoms:
 
 @cache
 def system(name: str, beads: tuple[str, ...]) -> BackmapSystem:
-    """A shipped molecule on beads by name."""
+    """A shipped molecule on beads by name, or on the centres of its backbones and side chains."""
     plain = shipped(name)
+    if beads == CENTRES:
+        residues = [plain.residue(number) for number in sorted(set(plain.residue_ids.tolist()))]
+        halves = [[a for a in atoms if (plain.names[a] in BACKBONE) == inner] for atoms in residues for inner in (1, 0)]
+        mapping = plain.groups([half for half in halves if half], "com")
+        return make_system_on(with_charges(plain), mapping, beads, plain.positions)
     return make_system(with_charges(plain), beads, plain.positions)
 
 

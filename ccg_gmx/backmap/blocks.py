@@ -4,6 +4,9 @@ A fragment is a connected component of the bond graph without the beads: C, O, N
 chain on one. So a bond that closes between two beads lies inside one fragment, where one density describes it whole.
 Fragments on one and the same bead that are drawn at the same time are one block (a side chain and its HA).
 
+Around a bead that is the centre of a group, the group is a fragment; the bead is then no atom but a *point* beyond the
+atoms, number N + k for bead k, and the group's first atom comes to its place with the others of its block.
+
 A block may see beads and blocks drawn earlier. The order has two parts: *depth*, because a placement may refer to atoms
 of other blocks; and within a depth *colour*, because blocks that share a bead are drawn one after the other, the later
 one seeing the earlier. Blocks of the first colour have a common neighbour, which must fit between them, so they are
@@ -23,7 +26,7 @@ import numpy as np
 
 from ccg_gmx.errors import TopologyError
 from ccg_gmx.molecule.coordinate import Coordinate
-from ccg_gmx.molecule.placement.plan import PlacementRow, Plan
+from ccg_gmx.molecule.placement.plan import PlacementRow, Plan, inside_groups
 from ccg_gmx.records import IntArray
 
 WINDOW = 2
@@ -42,7 +45,7 @@ class Block:
         rows: rows of the plan, in an order that is the same for all blocks of the kind.
         home: number of the residue it belongs to.
         beads: bead atoms it is bonded to, by rank.
-        frame: three bead atoms: origin, axis, plane of its local frame.
+        frame: three beads as points: origin, axis, plane of its local frame.
         depth: 1 + the largest depth of the blocks its placement refers to.
         colour: turn within the depth.
         kind: see the module.
@@ -67,11 +70,11 @@ class KindTable:
         coordinates: the ``3 m`` coordinates of the first block: bonds, seconds, torsions of its m atoms.
         blocks: ``[n]`` numbers of the blocks.
         columns: ``[n, 3 m]`` columns of y.
-        atoms: ``[n, m]`` atoms, 0-based.
-        frames: ``[n, 3]`` bead atoms of the local frames.
+        atoms: ``[n, m]`` atoms that come to their place with the blocks, 0-based.
+        frames: ``[n, 3]`` points of the local frames.
         origin: ``[n]`` number of the bead at the origin.
-        slots: names of the atoms that some block of the kind sees.
-        slot_atoms: ``[n, n_slots]`` those atoms, -1 where a block has none.
+        slots: names of the points that some block of the kind sees.
+        slot_atoms: ``[n, n_slots]`` those points, -1 where a block has none.
         stage: ``[2, n]`` number of the pass that draws the block, colours in order and in reverse.
         slot_stage: ``[2, n, n_slots]`` pass that places the slot's atom; -1 for beads.
     """
@@ -111,22 +114,20 @@ def plan_blocks(plan: Plan) -> BlockPlan:
     """Divide the placed atoms of a plan into blocks.
 
     Raises:
-        TopologyError: beads that are centres of groups.
+        TopologyError: too few beads for local frames, or fragments that refer to one another in a ring.
     """
-    if plan.mapping.kind != "atom":
-        raise TopologyError(
-            f"beads of kind {plan.mapping.kind}",
-            expected="beads that are atoms",
-            remedy="choose one atom for each bead, --beads backbone or --beads CA for instance",
-        )
     return _BlockPlanner(plan).run()
 
 
 class _BlockPlanner:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.system, self.rows = plan, plan.system, plan.rows
+        self.centres = plan.mapping.kind != "atom"
         self.beads = {int(atom) for atom in plan.roots}
         self.bead_number = {int(atom): k for k, atom in enumerate(plan.roots)}
+        self.at_beads = inside_groups(plan.system, plan.mapping, plan.roots.tolist()) if self.centres else plan.system
+        groups = enumerate(plan.mapping.atoms) if self.centres else ()
+        self.root_of = {atom: int(plan.roots[k]) for k, group in groups for atom in group}
         self.row_of = {row.atom: k for k, row in enumerate(self.rows)}
         self._beads_of_residue: dict[int, list[int]] = {}
         for bead in sorted(self.beads):
@@ -143,7 +144,7 @@ class _BlockPlanner:
             for atoms, beads, depth, colour in zip(fragments, touched, depths, colours, strict=True)
         ]
         stages, count = _stages(blocks)
-        owner = {self.rows[row].atom: k for k, block in enumerate(blocks) for row in block.rows}
+        owner = self._with_roots({self.rows[row].atom: k for k, block in enumerate(blocks) for row in block.rows})
         names = sorted({block.kind for block in blocks})
         members = {name: [k for k, block in enumerate(blocks) if block.kind == name] for name in names}
         kinds = tuple(self._table(name, members[name], blocks, stages, owner) for name in names)
@@ -152,9 +153,13 @@ class _BlockPlanner:
     # --- fragments -----------------------------------------------------------------------------------------------
 
     def _fragments(self) -> list[list[int]]:
-        """Connected components of the atoms that are no beads, in the order of their first atoms."""
-        found: list[list[int]] = []
-        seen = set(self.beads)
+        """Groups around centres; connected components of what is in no bead, in the order of their first atoms."""
+        groups: dict[int, list[int]] = {}
+        for atom, root in self.root_of.items():
+            if atom != root:
+                groups.setdefault(root, []).append(atom)
+        found = list(groups.values())
+        seen = self.beads | set(self.root_of)
         for start in range(len(self.system)):
             if start in seen:
                 continue
@@ -182,8 +187,13 @@ class _BlockPlanner:
         return sorted([*lone, *groups.values()], key=min)
 
     def _touched(self, atoms: Iterable[int]) -> tuple[int, ...]:
-        around = {other for atom in atoms for other in self.system.neighbours(atom) if other in self.beads}
-        return tuple(sorted(around, key=lambda bead: int(self.system.rank[bead])))
+        """Beads that a fragment is bonded to; a group's own bead comes first."""
+        own = {self.root_of[atom] for atom in atoms if atom in self.root_of}
+        near = {other for atom in (*atoms, *own) for other in self.system.neighbours(atom)}
+        around = {self.root_of.get(other, other) for other in near}
+        return tuple(
+            sorted((around & self.beads) | own, key=lambda bead: (bead not in own, int(self.system.rank[bead])))
+        )
 
     def _depths(self, fragments: list[list[int]], owner: dict[int, int], siblings: bool = True) -> list[int]:
         """Longest way through references from the beads; without ``siblings``, offsets between siblings count not."""
@@ -201,14 +211,21 @@ class _BlockPlanner:
     def _needs(self, fragments: list[list[int]], owner: dict[int, int], siblings: bool) -> list[set[int]]:
         """Fragments that the placement of each fragment refers to."""
         needs: list[set[int]] = [set() for _ in fragments]
-        for row in self.rows:
+        completed = self._with_roots(owner)
+        for k, row in enumerate(self.rows):
             references = {row.parent, row.angle_ref, row.torsion_ref}
             if siblings or not row.shares_frame:
                 references.add(row.measured_from)
-            needs[owner[row.atom]] |= {owner[atom] for atom in references if atom in owner}
+            # Inside groups a root stands for the bead itself; for what is placed afterwards it is an atom.
+            owners = owner if k < self.plan.n_inner else completed
+            needs[owner[row.atom]] |= {owners[atom] for atom in references if atom in owners}
         for own, others in enumerate(needs):
             others.discard(own)
         return needs
+
+    def _with_roots(self, owner: dict[int, int]) -> dict[int, int]:
+        """Owners of atoms, the first atom of every group included, which comes to its place with the others."""
+        return owner | {root: owner[atom] for atom, root in self.root_of.items() if atom in owner}
 
     def _closed(self, fragments: list[list[int]]) -> list[list[int]]:
         """Join fragments that refer to one another in a ring."""
@@ -240,7 +257,12 @@ class _BlockPlanner:
         words = [self._word(self.rows[self.row_of[atom]], place(atom)) for atom in ordered]
         labels = ",".join(self.system.local_label(bead, home) for bead in frame)
         rows = tuple(self.row_of[atom] for atom in ordered)
-        return Block(rows, home, beads, frame, depth, colour, f"[{labels}] " + "; ".join(words))
+        points = (self._point(frame[0]), self._point(frame[1]), self._point(frame[2]))
+        return Block(rows, home, beads, points, depth, colour, f"[{labels}] " + "; ".join(words))
+
+    def _point(self, bead: int) -> int:
+        """Where a bead stands among the points that blocks see: atoms, then centres."""
+        return len(self.system) + self.bead_number[bead] if self.centres else bead
 
     def _word(self, row: PlacementRow, place: tuple[int, int, str]) -> str:
         """What the placement says of a row, without the name of its residue."""
@@ -256,7 +278,7 @@ class _BlockPlanner:
             if (
                 len(chosen) < 3
                 and bead not in chosen
-                and not (len(chosen) == 2 and self.system.collinear(chosen[0], chosen[1], bead))
+                and not (len(chosen) == 2 and self.at_beads.collinear(chosen[0], chosen[1], bead))
             ):
                 chosen.append(bead)
         if len(chosen) < 3:
@@ -266,7 +288,7 @@ class _BlockPlanner:
         return chosen[0], chosen[1], chosen[2]
 
     def _nearest_bead(self, atoms: Sequence[int]) -> int:
-        reference, beads = self.system.reference, self.plan.roots
+        reference, beads = self.at_beads.reference, self.plan.roots
         return int(beads[np.argmin(np.linalg.norm(reference[beads] - reference[atoms[0]], axis=1))])
 
     def _around(self, start: int, home: int) -> list[int]:
@@ -281,7 +303,7 @@ class _BlockPlanner:
             found += sorted(near, key=lambda b: (abs(int(residues[b]) - home), int(residues[b]), self.system.rank[b]))
         if len(found) < 4:
             beads = np.array(sorted(self.beads - {start, *found}), dtype=np.int64)
-            distance = np.linalg.norm(self.system.reference[beads] - self.system.reference[start], axis=1)
+            distance = np.linalg.norm(self.at_beads.reference[beads] - self.at_beads.reference[start], axis=1)
             found += beads[np.argsort(distance, kind="stable")[:4]].tolist()
         return found
 
@@ -302,11 +324,11 @@ class _BlockPlanner:
         seen = [self._slots(block, k, stages, owner) for k, block in zip(members, own, strict=True)]
         slots = tuple(sorted({name for found in seen for name in found}))
         slot_atoms = np.array([[found.get(name, -1) for name in slots] for found in seen], dtype=np.int64)
-        stage_of_atom = np.full((2, len(self.system) + 1), -1, dtype=np.int64)
+        stage_of_atom = np.full((2, len(self.system) + len(self.beads) + 1), -1, dtype=np.int64)
         for atom, block in owner.items():
             stage_of_atom[:, atom] = stages[:, block]
         first = own[0]
-        atoms = np.array([[self.rows[row].atom for row in block.rows] for block in own], dtype=np.int64)
+        atoms = np.array([self._atoms(block) for block in own], dtype=np.int64)
         return KindTable(
             kind=kind,
             label=self._label(first),
@@ -315,12 +337,20 @@ class _BlockPlanner:
             columns=columns,
             atoms=atoms,
             frames=np.array([block.frame for block in own], dtype=np.int64),
-            origin=np.array([self.bead_number[block.frame[0]] for block in own], dtype=np.int64),
+            origin=np.array([self._bead_at(block.frame[0]) for block in own], dtype=np.int64),
             slots=slots,
             slot_atoms=slot_atoms.reshape(len(own), len(slots)),
             stage=stages[:, members],
             slot_stage=stage_of_atom[:, slot_atoms.reshape(len(own), len(slots))],
         )
+
+    def _atoms(self, block: Block) -> list[int]:
+        """Atoms that come to their place with a block: of its rows, and the first one of its group."""
+        atoms = [self.rows[row].atom for row in block.rows]
+        return [*atoms, *sorted({self.root_of[atom] for atom in atoms if atom in self.root_of})]
+
+    def _bead_at(self, point: int) -> int:
+        return point - len(self.system) if self.centres else self.bead_number[point]
 
     def _label(self, block: Block) -> str:
         """Residue of one such block and the atom that is placed first."""
@@ -329,18 +359,18 @@ class _BlockPlanner:
 
     def _slots(self, block: Block, number: int, stages: IntArray, owner: dict[int, int]) -> dict[str, int]:
         """Atoms that the block may see by name: beads of near residues, and placed atoms near its own beads."""
-        residues, names = self.system.residues, self.system.graph.names
+        residues, names, mark = self.system.residues, self.system.graph.names, "@" * self.centres
         molecule = self.system.molecules[self.rows[block.rows[0]].atom]
         seen = {}
         last = max((int(residues[bead]) - block.home for bead in block.beads), default=0)
         for offset in range(-WINDOW, WINDOW + 1 + (last if last <= WINDOW else 0)):
             for bead in self._beads_of_residue.get(block.home + offset, ()):
                 if self.system.molecules[bead] == molecule:
-                    seen[f"{offset:+d}:{names[bead]}"] = bead
+                    seen[f"{offset:+d}:{mark}{names[bead]}"] = self._point(bead)
         for k, bead in enumerate(block.beads):
             if abs(int(residues[bead]) - block.home) > WINDOW:
-                seen[f"far{k}:{names[bead]}"] = bead
-        for atom in self._reached(block.beads):
+                seen[f"far{k}:{mark}{names[bead]}"] = self._point(bead)
+        for atom in self._reached(self._atoms(block) if self.centres else block.beads):
             if atom in owner and (stages[:, owner[atom]] < stages[:, number]).any():
                 offset = int(residues[atom]) - block.home
                 if abs(offset) <= WINDOW:

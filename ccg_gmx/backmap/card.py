@@ -69,7 +69,7 @@ def make_card(
     system = restorer.system
     samples = max(samples, DIVERSITY_SAMPLES if energy is None else WEIGHT_SAMPLES)
     fine = fine[:: max(1, math.ceil(len(fine) * len(system.atoms) * samples / CARD_ATOMS))]
-    beads = fine[:, system.beads]
+    beads = system.bead_positions(fine)
     begin = time.perf_counter()
     positions, log_q, log_choice = _draw(restorer, beads, samples, seed, progress)
     seconds = time.perf_counter() - begin
@@ -86,7 +86,7 @@ def make_card(
         "rounds": restorer.rounds,
         "seconds_per_frame": seconds / len(flat),
         "clash_fraction_fine": float(np.mean(clash_counts(contact_rules(system.atoms), fine) > 0)),
-        "diversity_nm": diversity_nm(positions, system.beads),
+        "diversity_nm": diversity_nm(positions, system.beads[: 0 if system.centres else None]),
         "rotamers": rotamers(system, fine, flat),
         "log_q_held_out_mean": float(inside.mean()),
         "held_out_outside_support_fraction": 1.0 - len(inside) / len(held_out),

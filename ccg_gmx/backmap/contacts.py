@@ -27,7 +27,7 @@ SOFT_HYDROGEN_NM = 0.10
 COST_PER_CLASH = 8.0
 """kT that a candidate pays for each clash; -ln g."""
 UNREACHABLE = 60.0
-"""kT that a candidate pays whose bridges do not reach."""
+"""kT that a candidate pays whose bridges do not reach, or that turns a stereocentre over."""
 NEAR_NM = 1.4
 """Blocks whose residues' beads are nearer than this are looked at, beyond the reach of the longest side chain."""
 
@@ -138,7 +138,7 @@ class Turn:
     Attributes:
         start: ``[b + 1]`` and ``atoms``: the atoms of each block.
         atoms: see there.
-        origin: ``[b]`` bead atom of each block.
+        origin: ``[b]`` point of the bead of each block.
     """
 
     start: IntArray
@@ -151,8 +151,8 @@ class Surround:
     """Which atoms stand around which bead.
 
     Attributes:
-        beads: ``[n]`` bead atoms.
-        start: ``[n + 1]`` and ``atoms``: the atoms that hang on each bead, the bead included.
+        beads: ``[n]`` points.
+        start: ``[n + 1]`` and ``atoms``: the atoms that hang on each bead, its own included.
         atoms: see there.
     """
 
@@ -163,13 +163,18 @@ class Surround:
 
 def surround_of(system: BackmapSystem) -> Surround:
     """Every atom with the bead at the origin of its block."""
-    hanging: dict[int, list[int]] = {int(bead): [int(bead)] for bead in system.beads}
-    rows = system.placement.plan.rows
-    for block in system.blocks.blocks:
-        hanging[block.frame[0]] += [rows[row].atom for row in block.rows]
-    groups = [hanging[int(bead)] for bead in system.beads]
+    points = system.bead_points.tolist()
+    hanging: dict[int, list[int]] = {point: [] for point in points}
+    alone = set(system.beads.tolist())
+    for table in system.blocks.kinds:
+        for frame, atoms in zip(table.frames[:, 0].tolist(), table.atoms.tolist(), strict=True):
+            hanging[frame] += atoms
+            alone.difference_update(atoms)
+    for point, atom in zip(points, system.beads.tolist(), strict=True):
+        hanging[point] += [atom] if atom in alone else []
+    groups = [hanging[point] for point in points]
     start = np.cumsum([0, *map(len, groups)]).astype(np.int64)
-    return Surround(system.beads, start, np.array([atom for group in groups for atom in group], dtype=np.int64))
+    return Surround(system.bead_points, start, np.array([atom for group in groups for atom in group], dtype=np.int64))
 
 
 def choose(
@@ -184,9 +189,9 @@ def choose(
     """Take one candidate of every block of a turn, one block after the other.
 
     Args:
-        candidates: ``[M, T, N, 3]`` nm; in each, all blocks of the turn are drawn anew. The first holds the present
-            state of blocks that are placed already.
-        reachable: ``[M, T, b]`` whether the bridges of a block reach.
+        candidates: ``[M, T, P, 3]`` nm, points; in each, all blocks of the turn are drawn anew. The first holds the
+            present state of blocks that are placed already.
+        reachable: ``[M, T, b]`` whether the bridges of a block reach and its stereocentres are right.
         placed: ``[N]`` atoms placed before this turn.
         uniform: ``[T, b]`` random numbers in [0, 1).
         turn: the blocks.

@@ -12,7 +12,11 @@ import numpy as np
 from ccg_gmx.backmap.system import Atoms
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import TopologyError, TrajectoryError
+from ccg_gmx.molecule.bead_file import MappingFile
 from ccg_gmx.molecule.frame_stream import FrameChoice, stream_frames
+from ccg_gmx.molecule.mapping import BeadMapping
+from ccg_gmx.molecule.molecule_types import read_molecule_types
+from ccg_gmx.molecule.system_mapping import SystemMapping, map_system
 from ccg_gmx.molecule.topology import parse_tpr_dump
 from ccg_gmx.molecule.trajectory import make_whole
 from ccg_gmx.records import FloatArray, IntArray
@@ -35,12 +39,14 @@ class Source:
         kept: ``[N]`` their places among all atoms of the file.
         n_all: atoms of the file.
         note: what was left out, in words; empty if nothing.
+        beads: beads of a mapping file, in the numbering of the atoms kept; None without one.
     """
 
     atoms: Atoms
     kept: IntArray
     n_all: int
     note: str
+    beads: BeadMapping | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +85,51 @@ def read_source(path: Path) -> Source:
             f"left out {int(solvent.sum())} atoms of solvent ({', '.join(names)}): only {len(kept)} atoms are learned"
         )
     return Source(atoms.take(kept), kept, len(atoms), note)
+
+
+def read_mapped_source(path: Path, file: MappingFile) -> Source:
+    """Read the molecules of a run input that a mapping file gives beads, and those beads.
+
+    Raises:
+        TopologyError: no .tpr.
+        SettingsError: the mapping does not fit the molecules.
+    """
+    if path.suffix != ".tpr" or not path.is_file():
+        raise TopologyError(
+            f"a mapping file with {path}" if path.is_file() else f"no file {path}",
+            expected="a .tpr, whose molecules the mapping names",
+            remedy="gmx grompp writes a .tpr",
+        )
+    dump = Gmx.find().dump(path)
+    system = map_system(file, read_molecule_types(dump))
+    kept, beads = _kept_beads(system)
+    atoms = Atoms.of_topology(parse_tpr_dump(dump))
+    left_out = len(atoms) - len(kept)
+    note = ""
+    if left_out:
+        note = f"left out {left_out} atoms of molecules without beads: only {len(kept)} atoms are learned"
+    return Source(atoms.take(kept), kept, len(atoms), note, beads)
+
+
+def _kept_beads(system: SystemMapping) -> tuple[IntArray, BeadMapping]:
+    """Atoms of the mapped molecules, and the beads in their numbering."""
+    kept: list[int] = []
+    names: list[str] = []
+    groups: list[tuple[int, ...]] = []
+    weights: list[tuple[float, ...]] = []
+    for block in system.blocks:
+        n = block.map.molecule.n_atoms
+        own = [(np.flatnonzero(row), row[row != 0]) for row in block.map.weights]
+        for copy in range(block.count):
+            start = len(kept)
+            kept += range(block.first_atom + copy * n, block.first_atom + (copy + 1) * n)
+            for name, (atoms, share) in zip(block.map.coarse.bead_names, own, strict=True):
+                names.append(f"{name}@{len(names) + 1}")
+                groups.append(tuple((start + atoms).tolist()))
+                weights.append(tuple(share.tolist()))
+    single = all(len(group) == 1 for group in groups)
+    mapping = BeadMapping(tuple(names), tuple(groups), tuple(weights), len(kept), "atom" if single else "com")
+    return np.array(kept, dtype=np.int64), mapping
 
 
 def _from_tpr(path: Path) -> Atoms:

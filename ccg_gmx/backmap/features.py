@@ -1,7 +1,8 @@
 """What a block sees: beads and placed atoms near it by name, all further beads as a soft picture of its surroundings.
 
 Everything is given in the block's own local frame, which turns with the molecule, so densities do not depend on where
-the molecule lies. Layout: positions ``[3, N, T]``, features ``[F, n T]`` of n blocks and T frames, frames last.
+the molecule lies. Layout: points ``[3, P, T]`` (atoms, then beads that are no atoms), features ``[F, n T]`` of n blocks
+and T frames, frames last.
 
 The surroundings are sums over the nearest further beads of real spherical harmonics up to order 2 times Gaussians in
 the distance, once with weight 1 and once with the charge of the bead's residue: smooth, of fixed length, and blind to
@@ -65,7 +66,7 @@ class SystemView:
     Attributes:
         system: as given.
         kinds: one view for each kind.
-        beads: ``[n_beads]`` atoms.
+        beads: ``[n_beads]`` points.
         bead_charges: ``[n_beads]`` charge of the bead's residue over the number of its beads.
         near: ``[n_beads, n_beads]`` true for pairs that do not count as surroundings.
     """
@@ -113,7 +114,8 @@ def view_system(system: BackmapSystem, kinds: tuple[KindView, ...]) -> SystemVie
     near &= molecule[:, None] == molecule[None, :]
     count = np.bincount(residue, minlength=len(system.residue_charges()))
     charges = system.residue_charges()[residue] / count[residue]
-    return SystemView(system, kinds, torch.from_numpy(system.beads), torch.from_numpy(charges), torch.from_numpy(near))
+    beads = torch.from_numpy(system.bead_points)
+    return SystemView(system, kinds, beads, torch.from_numpy(charges), torch.from_numpy(near))
 
 
 def _properties(system: BackmapSystem, table: KindTable) -> np.ndarray:
@@ -130,8 +132,14 @@ def _properties(system: BackmapSystem, table: KindTable) -> np.ndarray:
     return values
 
 
+def points_of(positions: Tensor, system: BackmapSystem) -> Tensor:
+    """Points ``[3, P, T]`` nm of frames ``[T, N, 3]`` nm."""
+    x = positions.permute(2, 1, 0).contiguous()
+    return torch.cat([x, system.placement.bead_points(x)], 1) if system.centres else x
+
+
 def local_frames(x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins ``[3, n, T]`` and axes ``[3 axes, 3, n, T]`` of local frames on atoms ``frames [n, 3]``."""
+    """Origins ``[3, n, T]`` and axes ``[3 axes, 3, n, T]`` of local frames on points ``frames [n, 3]``."""
     origin, second, third = (x.index_select(1, column) for column in frames.T)
     along = second - origin
     along = along * nerf.dot(along, along).rsqrt()
@@ -157,7 +165,7 @@ def surroundings(x: Tensor, view: SystemView) -> tuple[Tensor, Tensor, Tensor]:
     """Nearest further beads of every bead.
 
     Args:
-        x: positions ``[3, N, T]`` nm.
+        x: points ``[3, P, T]`` nm.
         view: the system.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,27 @@ import torch
 import torch.distributed as dist
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
-from ccg_gmx.backmap.data import Source, read_fine, read_source
+from ccg_gmx.backmap.data import Source, read_fine, read_mapped_source, read_source
 from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
 from ccg_gmx.backmap.restore import Energy
 from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.sampling import Sampler
-from ccg_gmx.backmap.system import BackmapSystem, bead_names, make_system, relabelled
+from ccg_gmx.backmap.system import (
+    BackmapSystem,
+    bead_names,
+    make_system,
+    make_system_on,
+    mapped_names,
+    names_a_file,
+    relabelled,
+)
 from ccg_gmx.backmap.train import BackmapTraining, train_backmap
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.structure import read_structure
 from ccg_gmx.molecule.topology import parse_tpr_dump
+from ccg_gmx.molecule.votca_xml import read_mapping
 from ccg_gmx.records import FloatArray
 from ccg_gmx.units import thermal_energy
 
@@ -39,7 +48,7 @@ class TrainRequest:
     Attributes:
         topology: .tpr or .psf.
         trajectories: fine frames.
-        beads: choice of beads.
+        beads: choice of beads: as :func:`ccg_gmx.backmap.system.bead_names`, or a mapping file.
         out: model file to write.
         structure: reference structure; None for the first frame.
         stride: every so-manyth frame.
@@ -72,13 +81,15 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
     Returns:
         Facts of the training.
     """
-    names, say = bead_names(request.beads), say or (lambda line: None)
-    source = read_source(request.topology)
+    say = say or (lambda line: None)
+    file = read_mapping(request.beads) if names_a_file(request.beads) else None
+    names = bead_names(request.beads) if file is None else mapped_names(file)
+    source = read_source(request.topology) if file is None else read_mapped_source(request.topology, file)
     if source.note:
         say(source.note)
     fine = read_fine(source, request.trajectories, request.stride, request.start_ps)
     reference = fine.positions[0] if request.structure is None else _structure(request.structure, source.kept, source)
-    system = make_system(source.atoms, names, reference)
+    system = _make(source, names, reference)
     say(system.describe())
     flow = BackmapFlow.of_system(system, request.model)
     frames = relabelled(system, fine.positions)
@@ -105,11 +116,17 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
         }
         if not dist.is_initialized() or dist.get_rank() == 0:
             losses = {name: values.tolist() for name, values in trained.losses.items()}
-            save_model(BackmapModel(flow, system, {**facts, "losses": losses}), request.out)
+            save_model(BackmapModel(flow, system, {**facts, "losses": losses}, file), request.out)
             chosen = trained.held_out[:: max(1, -(-len(trained.held_out) // HELD_OUT_FRAMES))]
             _save_held_out(held_out_path(request.out), frames[chosen].numpy())
             state.unlink(missing_ok=True)
     return facts
+
+
+def _make(source: Source, names: Sequence[str], reference: FloatArray) -> BackmapSystem:
+    if source.beads is None:
+        return make_system(source.atoms, names, reference)
+    return make_system_on(source.atoms, source.beads, names, reference)
 
 
 class distributed:  # noqa: N801  a context manager, used like a function
@@ -213,7 +230,7 @@ def load_target(
     found = load_model(model)
     if tpr is None and structure is not None:
         raise SettingsError("--structure without --tpr", expected="both, for another molecule")
-    source = None if tpr is None else read_source(tpr)
+    source = None if tpr is None else _source_for(found, tpr)
     system = _restored_system(found, source, tpr, structure)
     own = system is found.system
     return Target(
@@ -222,6 +239,12 @@ def load_target(
         lambda: _file_energy(tpr, "" if source is None else source.note),
         lambda: read_held_out(model) if own else _no_held_out(),
     )
+
+
+def _source_for(model: BackmapModel, topology: Path) -> Source:
+    if model.mapping_file is None:
+        return read_source(topology)
+    return read_mapped_source(topology, model.mapping_file)
 
 
 def _restored_system(
@@ -234,7 +257,7 @@ def _restored_system(
             f"{tpr} is another molecule than that of the training, without a structure",
             expected="--structure FILE.gro, whose handedness the restored frames keep",
         )
-    return make_system(source.atoms, found.system.bead_names, _structure(structure, source.kept, source))
+    return _make(source, found.system.bead_names, _structure(structure, source.kept, source))
 
 
 def _no_held_out() -> FloatArray:

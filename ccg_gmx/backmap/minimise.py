@@ -59,9 +59,11 @@ class Minimiser:
             found[k], energies[k] = self._one(frame, folder / f"{k}")
             if progress is not None:
                 progress(k + 1, len(found))
-        beads = self.system.beads
-        deviation = float(np.abs(found[:, beads] - positions[:, beads]).max(initial=0.0))
-        found[:, beads] = positions[:, beads]
+        moved = np.abs(self.system.bead_positions(found) - self.system.bead_positions(positions))
+        deviation = float(moved.max(initial=0.0))
+        if not self.system.centres:  # frozen: GROMACS' single precision alone moved them
+            beads = self.system.beads
+            found[:, beads] = positions[:, beads]
         return Minimised(found, energies[:, 0], energies[:, 1], deviation)
 
     def _one(self, positions: FloatArray, folder: Path) -> tuple[FloatArray, FloatArray]:
@@ -75,9 +77,9 @@ class Minimiser:
         if not tpr.exists():
             _write_gro(folder / "in.gro", self.system, positions + shift, side)
             _write_index(folder / "in.ndx", self.system)
-            mdp = minimise(steps=self.steps, cutoff_nm=cutoff).with_options(
-                freezegrps="Beads", freezedim="Y Y Y", nstxout=self.steps, nstenergy=1
-            )
+            mdp = minimise(steps=self.steps, cutoff_nm=cutoff).with_options(nstxout=self.steps, nstenergy=1)
+            if not self.system.centres:
+                mdp = mdp.with_options(freezegrps="Beads", freezedim="Y Y Y")
             self.gmx.grompp(mdp, folder / "in.gro", self.top, tpr, index=folder / "in.ndx", maxwarn=3)
         result = self.gmx.mdrun(tpr, folder, name="min")
         last = read_frames(result.trajectory, len(positions)).positions[-1]
@@ -89,10 +91,11 @@ class Minimised:
     """Minimised frames.
 
     Attributes:
-        positions: ``[T, N, 3]`` nm, beads where they were.
+        positions: ``[T, N, 3]`` nm; beads that are atoms are where they were.
         before: ``[T]`` kJ/mol.
         after: ``[T]`` kJ/mol.
-        bead_deviation_nm: how far GROMACS' rounding moved a bead, at most, before it was put back.
+        bead_deviation_nm: how far a bead moved, at most: an atom by GROMACS' rounding, before it was put back; a centre
+            by the minimisation, which cannot freeze it.
     """
 
     positions: FloatArray

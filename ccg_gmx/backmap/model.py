@@ -198,7 +198,7 @@ class BackmapFlow(nn.Module):
         return self.kinds.index(view.table.kind)
 
     def look(self, x: Tensor, near: tuple[Tensor, Tensor, Tensor], view: SystemView, kind: KindView) -> Sight:
-        """What the blocks of a kind see in positions ``[3, N, T]`` nm; independent of the parameters."""
+        """What the blocks of a kind see in points ``[3, P, T]`` nm; independent of the parameters."""
         flow = self.kind_flow(self.number_of(kind))
         origin, axes = features.local_frames(x, kind.frames)
         white = flow.whiten(features.slot_positions(x, kind, origin, axes))
@@ -230,7 +230,7 @@ class BackmapFlow(nn.Module):
         """ln q of every block, ``[n, T]`` for each kind.
 
         Args:
-            x: positions ``[3, N, T]`` nm.
+            x: points ``[3, P, T]`` nm.
             y: their internal coordinates ``[n_y, T]``.
             view: the system.
             order: 0: colours in order, 1: in reverse.
@@ -244,14 +244,14 @@ class BackmapFlow(nn.Module):
     def log_prob(self, positions: Tensor, view: SystemView) -> Tensor:
         """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm (labels of rotors as the supports want them)."""
         y, log_volume = view.system.placement.split(positions)
-        x = positions.permute(2, 1, 0).contiguous()
+        x = features.points_of(positions, view.system)
         blocks = self.log_prob_blocks(x, y.T.contiguous(), view)
         return torch.stack([block.sum(0) for block in blocks]).sum(0) - log_volume
 
     @torch.no_grad()
     def fit(self, positions: Tensor, view: SystemView) -> None:
         """Set all whitening from training frames ``[T, N, 3]`` nm; values outside of supports are passed over."""
-        x = positions.permute(2, 1, 0).contiguous()
+        x = features.points_of(positions, view.system)
         y = view.system.placement.split(positions)[0].T.contiguous()
         for kind in view.kinds:
             flow = self.kind_flow(self.number_of(kind))

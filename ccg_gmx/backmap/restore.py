@@ -124,7 +124,7 @@ def _restore(
     draws = restorer.draw(repeated, generator)
     positions = draws.positions.numpy()
     count = len(positions)
-    deviation = np.abs(positions[:, restorer.system.beads] - repeated.numpy()).max(axis=(1, 2))
+    deviation = np.abs(restorer.system.bead_positions(positions) - repeated.numpy()).max(axis=(1, 2))
     table = {
         "frame": first + np.repeat(np.arange(len(beads), dtype=np.float64), settings.samples),
         "time_ps": np.repeat(time, settings.samples),
@@ -191,7 +191,7 @@ def read_coarse(path: Path, system: BackmapSystem, stride: int = 1) -> Iterator[
             )
         box = piece.box if np.any(piece.box) else None
         if count == n_atoms:
-            positions = make_whole(positions, box, system.atoms.bonds)[:, system.beads]
+            positions = system.bead_positions(make_whole(positions, box, system.atoms.bonds))
         elif box is not None:
             positions = make_whole(positions, box, bead_bonds(system))
         _check_order(path, positions, system)
@@ -208,7 +208,7 @@ def bead_bonds(system: BackmapSystem) -> Any:
 def _check_order(path: Path, beads: FloatArray, system: BackmapSystem) -> None:
     """Beads in a wrong order, or of a chain that the box cut, are neighbours far apart."""
     pairs = bead_bonds(system)
-    reference = system.reference[system.beads]
+    reference = system.bead_positions(system.reference[None])[0]
     expected = np.linalg.norm(reference[pairs[:, 0]] - reference[pairs[:, 1]], axis=-1)
     found = np.linalg.norm(beads[:, pairs[:, 0]] - beads[:, pairs[:, 1]], axis=-1)
     typical = np.median(found, axis=0)

@@ -58,6 +58,9 @@ class _Pass:
         column_places: see there.
         bridges: ``[r]`` rows that close a ring or a chain, and ``[r]`` the places of their blocks.
         bridge_places: see there.
+        handed: ``[h]`` stereocentres that this pass completes, and ``[h]`` the places of their blocks; none where
+            handedness is kept by construction.
+        handed_places: see there.
     """
 
     kinds: tuple[KindView, ...]
@@ -67,6 +70,8 @@ class _Pass:
     column_places: Tensor
     bridges: Tensor
     bridge_places: Tensor
+    handed: Tensor
+    handed_places: Tensor
 
 
 class Sampler:
@@ -158,7 +163,27 @@ class Sampler:
             torch.cat([own.repeat_interleave(count) for own, count in zip(places, width, strict=True)]),
             rows[:, 0],
             rows[:, 1],
+            *self._completed(stage, start, atoms),
         )
+
+    def _completed(self, stage: int, start: np.ndarray, atoms: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Stereocentres whose last atoms come to their places in a pass, and places of the blocks of such atoms.
+
+        Only groups around centres have bonds between them that no coordinate describes, so only there can a centre with
+        a neighbour in another group turn out wrong.
+        """
+        found: list[tuple[int, int]] = []
+        if self.system.centres:
+            stage_of = np.full(len(self.system.atoms), -1, dtype=np.int64)
+            for table in self.system.blocks.kinds:
+                stage_of[table.atoms] = table.stage[0][:, None]
+            place_of = {int(atom): b for b in range(len(start) - 1) for atom in atoms[start[b] : start[b + 1]]}
+            for k, four in enumerate(self.system.placement.stereocentres.tolist()):
+                last = max(four, key=lambda atom: stage_of[atom])
+                if stage_of[last] == stage:
+                    found.append((k, place_of[last]))
+        rows = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+        return rows[:, 0], rows[:, 1]
 
     @torch.no_grad()
     def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:
@@ -169,7 +194,7 @@ class Sampler:
             generator: source of the noise.
         """
         # The surroundings of a block are beads, so they are the same for all passes and rounds.
-        every = beads.new_zeros(3, len(self.system.atoms), len(beads))
+        every = beads.new_zeros(3, 1 + int(self.view.beads.max()), len(beads))
         every[:, self.view.beads] = beads.permute(2, 1, 0)
         near = features.surroundings(every, self.view)
         if self.rounds == 1:
@@ -203,15 +228,17 @@ class Sampler:
     def _cost(self, draws: Draws) -> Tensor:
         """kT that a frame pays for its clashes, ``[T]``."""
         clashes = torch.from_numpy(clash_counts(self.rules, draws.positions.numpy())).to(torch.float64)
-        return COST_PER_CLASH * clashes + UNREACHABLE * (~torch.isfinite(draws.log_q)).to(torch.float64)
+        wrong = self.system.placement.chirality_errors(draws.positions) if self.system.centres else 0
+        return COST_PER_CLASH * clashes + UNREACHABLE * ((~torch.isfinite(draws.log_q)).to(torch.float64) + wrong)
 
     def _draw_once(self, beads: Tensor, near: Near, generator: torch.Generator) -> Draws:
         frames, m = len(beads), self.candidates
         placement = self.system.placement
         y = self._filler.to(beads.dtype).expand(frames, -1).clone()
         log_q, log_choice = beads.new_zeros(frames), beads.new_zeros(frames)
-        placed = np.zeros(len(self.system.atoms), dtype=bool)
-        placed[self.system.beads] = True
+        placed = np.ones(len(self.system.atoms), dtype=bool)
+        for part in self._passes:
+            placed[part.turn.atoms] = False
         x, log_volume = placement.join(beads, y)
         for part in self._passes:
             many, block_log_q = self._draw_pass(part, x, y, near, generator)
@@ -242,7 +269,7 @@ class Sampler:
     ) -> tuple[Tensor, list[Tensor]]:
         """Candidates ``[M, T, n_y]`` of y with the blocks of a pass drawn, and ln q ``[M, n, T]`` of those by kind."""
         m, frames = self.candidates, len(y)
-        last = x.permute(2, 1, 0).contiguous()
+        last = features.points_of(x, self.system)
         many = y.expand(m, -1, -1).clone()
         found = []
         for kind in part.kinds:
@@ -270,10 +297,12 @@ class Sampler:
         m, frames = many.shape[:2]
         x, _ = self.system.placement.join(beads.repeat(m, 1, 1), many.flatten(0, 1))
         candidates = x.view(m, frames, -1, 3)
+        if self.system.centres:
+            candidates = torch.cat([candidates, beads.expand(m, *beads.shape)], 2)
         uniform = torch.rand(frames, len(part.turn.origin), generator=generator, dtype=torch.float64)
         chosen, log_g = choose(
             candidates.to(torch.float64).numpy(),
-            self._reachable(candidates, part, many),
+            self._possible(candidates, part, many),
             placed,
             uniform.numpy(),
             part.turn,
@@ -288,8 +317,8 @@ class Sampler:
             log_q += values.gather(0, pick[:, places].T[None])[0].sum(0)
         return y, (log_q, torch.from_numpy(log_g).to(beads.dtype))
 
-    def _reachable(self, candidates: Tensor, part: _Pass, many: Tensor) -> np.ndarray:
-        """Whether every bridge of a block spans its ends, ``[M, T, b]``."""
+    def _possible(self, candidates: Tensor, part: _Pass, many: Tensor) -> np.ndarray:
+        """Whether every bridge of a block spans its ends and no stereocentre is wrong, ``[M, T, b]``."""
         placement = self.system.placement
         rows = [placement.plan.rows[k] for k in part.bridges.tolist()]
         ends = [candidates[:, :, [getattr(row, name) for row in rows]] for name in ("parent", "angle_ref")]
@@ -297,7 +326,12 @@ class Sampler:
         first, second = many[:, :, part.bridges], many[:, :, part.bridges + placement.n_rows]
         misses = (span >= first + second) | (span <= (first - second).abs())
         count = torch.zeros(*many.shape[:2], len(part.turn.origin), dtype=torch.int64)
-        return (count.index_add_(2, part.bridge_places, misses.to(torch.int64)) == 0).numpy()
+        count.index_add_(2, part.bridge_places, misses.to(torch.int64))
+        if len(part.handed):
+            atoms = candidates[:, :, : len(self.system.atoms)].flatten(0, 1)
+            wrong = placement.wrong_handed(atoms).view(*many.shape[:2], -1)[:, :, part.handed]
+            count.index_add_(2, part.handed_places, wrong.to(torch.int64))
+        return (count == 0).numpy()
 
 
 def _members(kind: KindView, members: np.ndarray) -> KindView:

@@ -80,7 +80,7 @@ class ClassScore:
 
 def geometry_classes(system: BackmapSystem) -> list[GeometryClass]:
     """Classes of all bonds, angles and torsions that are not of beads alone."""
-    atoms, beads = system.atoms, set(system.beads.tolist())
+    atoms, beads = system.atoms, set() if system.centres else set(system.beads.tolist())
     found: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for kind, members in _paths(atoms):
         if not beads.issuperset(members):
@@ -253,7 +253,7 @@ def frame_facts(system: BackmapSystem, positions: FloatArray, beads: FloatArray)
     clashes = clash_counts(contact_rules(system.atoms), positions)
     return {
         "frames": len(positions),
-        "max_bead_deviation_nm": float(np.abs(positions[:, system.beads] - beads).max()),
+        "max_bead_deviation_nm": float(np.abs(system.bead_positions(positions) - beads).max()),
         "chirality_errors": int(wrong.sum()),
         "clash_fraction": float(np.mean(clashes > 0)),
     }

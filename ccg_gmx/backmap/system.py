@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ccg_gmx.backmap.blocks import BlockPlan, plan_blocks
 from ccg_gmx.errors import SettingsError, TopologyError
-from ccg_gmx.molecule.mapping import bead_mapping_from_atoms
+from ccg_gmx.molecule.bead_file import MappingFile
+from ccg_gmx.molecule.mapping import BeadMapping, bead_mapping_from_atoms
 from ccg_gmx.molecule.placement.plan import Plan, build_plan
 from ccg_gmx.molecule.placement.transform import Placement
 from ccg_gmx.molecule.topology import Topology
@@ -100,8 +101,8 @@ class BackmapSystem:
 
     Attributes:
         atoms: all N atoms.
-        bead_names: names of the atoms that are beads, as chosen.
-        beads: ``[n]`` bead atoms, 0-based.
+        bead_names: names of the atoms that are beads, as chosen, or of the beads of a mapping file.
+        beads: ``[n]`` the atom (0-based) of each bead; of a bead that is a centre, the first atom of its group.
         reference: ``[N, 3]`` nm, whose handedness the supports keep.
         placement: positions <-> beads and internal coordinates.
         blocks: what is drawn together.
@@ -113,6 +114,25 @@ class BackmapSystem:
     reference: FloatArray
     placement: Placement
     blocks: BlockPlan
+
+    @property
+    def mapping(self) -> BeadMapping:
+        """The beads."""
+        return self.placement.plan.mapping
+
+    @property
+    def centres(self) -> bool:
+        """Whether beads are centres of groups, and no atoms."""
+        return self.mapping.kind != "atom"
+
+    @property
+    def bead_points(self) -> IntArray:
+        """``[n]`` where the beads stand among the points that blocks see: atoms, then centres."""
+        return len(self.atoms) + np.arange(len(self.beads)) if self.centres else self.beads
+
+    def bead_positions(self, positions: FloatArray) -> FloatArray:
+        """Beads ``[T, n, 3]`` nm of frames ``[T, N, 3]`` nm."""
+        return self.mapping.map_positions(positions)
 
     @property
     def residues(self) -> IntArray:
@@ -178,6 +198,23 @@ def make_system_at(
         TopologyError: the plan cannot be made.
     """
     mapping = bead_mapping_from_atoms([f"{atoms.names[k]}{k + 1}" for k in chosen], [k + 1 for k in chosen], len(atoms))
+    return make_system_on(atoms, mapping, bead_names, reference)
+
+
+def make_system_on(
+    atoms: Atoms, mapping: BeadMapping, bead_names: Sequence[str], reference: FloatArray
+) -> BackmapSystem:
+    """As :func:`make_system`, with beads that are atoms or centres of groups.
+
+    Args:
+        atoms: without solvent.
+        mapping: the beads, in the numbering of these atoms.
+        bead_names: what the beads are called, for people.
+        reference: ``[N, 3]`` nm, molecules whole.
+
+    Raises:
+        TopologyError: the plan cannot be made.
+    """
     plan = build_plan(
         atoms.bonds,
         mapping,
@@ -188,8 +225,9 @@ def make_system_at(
         reference=reference,
     )
     plan = agreed_supports(plan)
-    order = np.array(chosen, dtype=np.int64)
-    return BackmapSystem(atoms, tuple(bead_names), order, np.asarray(reference), Placement(plan), plan_blocks(plan))
+    return BackmapSystem(
+        atoms, tuple(bead_names), plan.roots, np.asarray(reference), Placement(plan), plan_blocks(plan)
+    )
 
 
 def agreed_supports(plan: Plan) -> Plan:
@@ -228,6 +266,16 @@ def bead_names(choice: str) -> tuple[str, ...]:
     if not names:
         raise SettingsError(f"--beads {choice!r}", expected="backbone, ca, or atom names with commas")
     return names
+
+
+def names_a_file(choice: str) -> bool:
+    """Whether a choice of beads is a mapping file (.yaml, or VOTCA's .xml) and no list of names."""
+    return choice.lower().endswith((".yaml", ".yml", ".xml"))
+
+
+def mapped_names(file: MappingFile) -> tuple[str, ...]:
+    """What the beads of a mapping file are called, each name once."""
+    return tuple(dict.fromkeys(bead.name for molecule in file.molecules.values() for bead in molecule.beads))
 
 
 def _check_residues(system: BackmapSystem) -> None:

@@ -286,7 +286,7 @@ def _look(flow: BackmapFlow, view: SystemView, positions: Tensor, frames: IntArr
     values: list[list[Tensor]] = [[] for _ in view.kinds]
     for start in range(0, len(frames), CHUNK):
         own = positions[frames[start : start + CHUNK]]
-        x = own.permute(2, 1, 0).contiguous()
+        x = features.points_of(own, view.system)
         y = view.system.placement.split(own)[0].T.contiguous()
         near = features.surroundings(x, view)
         for k, kind in enumerate(view.kinds):

@@ -38,7 +38,12 @@ def backmap() -> None:
 @click.argument("topology", type=click.Path(path_type=Path))
 @click.argument("trajectories", nargs=-1, metavar="[TRAJ...]", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("backmap.pt"), show_default=True)
-@click.option("--beads", default="backbone", show_default=True, help="backbone (N, CA, C), ca, or atom names, commas.")
+@click.option(
+    "--beads",
+    default="backbone",
+    show_default=True,
+    help="backbone (N, CA, C), ca, atom names with commas, or a mapping file.",
+)
 @click.option("--structure", type=click.Path(path_type=Path), default=None, help="Reference [the first frame].")
 @click.option("--start", type=float, default=0.0, help="Leave out frames before this time, ps.")
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Use every so-manyth frame.")
@@ -148,7 +153,7 @@ def _train_text(facts: dict[str, Any], out: Path) -> str:
 @click.option("--tpr", type=click.Path(path_type=Path), default=None, help="Run input: energies, or another molecule.")
 @click.option("--structure", type=click.Path(path_type=Path), default=None, help="Reference of another molecule.")
 @click.option("--minimise", "top", type=click.Path(path_type=Path), default=None, metavar="TOPOL.TOP",
-              help="Minimise every frame with GROMACS, beads frozen.")  # fmt: skip
+              help="Minimise every frame with GROMACS, bead atoms frozen.")  # fmt: skip
 @click.option("--minimise-steps", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--report", is_flag=True, help="Score card: OUT.card.json and OUT.card.html.")
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Use every so-manyth frame.")

@@ -55,7 +55,7 @@ def load_run_coupling(folder: Path) -> RunCoupling:
         CcgError: if they cannot be read.
     """
     run = FinishedRun.open(folder)
-    chain = [atom for atom, in run.numbered("beads").values()]
+    chain = [atom for (atom,) in run.numbered("beads").values()]
     torsions = {name: tuple(1 + chain.index(atom) for atom in four) for name, four in run.numbered("torsions").items()}
     fit = run.stage("surface") / "fit.npz"
     potential = run.stage("coarse_fit") / "potential.npz"

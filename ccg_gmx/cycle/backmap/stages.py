@@ -136,7 +136,7 @@ def _steps(done: float) -> tuple[int, int]:
 
 def _held_out_beads(path: Path, model: Path) -> Path:
     """Write the beads of a model's held-out frames as a trajectory, a frame a picosecond."""
-    beads = read_held_out(model)[:, load_model(model).system.beads]
+    beads = load_model(model).system.bead_positions(read_held_out(model))
     write_trr(path, beads, np.arange(float(len(beads))), np.zeros((3, 3)))
     return path
 

@@ -149,7 +149,7 @@ def plan_system(system: BondedSystem, mapping: BeadMapping) -> Plan:
     _check_beads(system, mapping)
     inside = [atom for group in mapping.atoms for atom in group]
     roots = [_root(system, group) for group in mapping.atoms]
-    groups = _inside_groups(system, mapping, roots)
+    groups = inside_groups(system, mapping, roots)
     inner, rotors = order_atoms(groups, roots, inside, system.graph)
     outer, outer_rotors = order_atoms(system, inside, range(len(system)), system.graph)
     steps, rotors = (*inner, *outer), (*rotors, *outer_rotors)
@@ -192,7 +192,7 @@ def _root(system: BondedSystem, group: Sequence[int]) -> int:
     return min(group, key=lambda atom: (-len(inside & set(system.neighbours(atom))), system.rank[atom]))
 
 
-def _inside_groups(system: BondedSystem, mapping: BeadMapping, roots: Sequence[int]) -> BondedSystem:
+def inside_groups(system: BondedSystem, mapping: BeadMapping, roots: Sequence[int]) -> BondedSystem:
     """The same atoms with the bonds inside groups only, and each group shifted so that its root is at its centre."""
     reference = system.reference.copy()
     for root, atoms, weights in zip(roots, mapping.atoms, mapping.weights, strict=True):

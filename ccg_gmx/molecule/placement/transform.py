@@ -120,8 +120,11 @@ class Placement(torch.nn.Module):
 
     def bead_positions(self, x: Tensor) -> Tensor:
         """Beads ``[T, n_beads, 3]`` nm of frames ``[T, N, 3]`` nm."""
-        last = self._batch_last(x, self.n_atoms, "positions")
-        return self._centres(last.index_select(1, self._members)).permute(2, 1, 0).contiguous()
+        return self.bead_points(self._batch_last(x, self.n_atoms, "positions")).permute(2, 1, 0).contiguous()
+
+    def bead_points(self, x: Tensor) -> Tensor:
+        """Beads ``[3, n_beads, T]`` nm of frames ``[3, N, T]`` nm."""
+        return self._centres(x.index_select(1, self._members))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Internal coordinates of frames.
@@ -293,8 +296,17 @@ class Placement(torch.nn.Module):
 
     def chirality_errors(self, x: Tensor) -> Tensor:
         """Number ``[T]`` of stereocentres of frames ``[T, N, 3]`` with another handedness than in the reference."""
+        return self.wrong_handed(x).sum(dim=1)
+
+    def wrong_handed(self, x: Tensor) -> Tensor:
+        """Whether each of :attr:`stereocentres` has another handedness than in the reference, ``[T, n]`` bool."""
         signs = torch.sign(self._signed_volumes(self._batch_last(x, self.n_atoms, "positions")))
-        return torch.ne(signs, self._handedness.to(signs)[:, None]).sum(dim=0)
+        return torch.ne(signs, self._handedness.to(signs)[:, None]).T
+
+    @property
+    def stereocentres(self) -> Tensor:
+        """Four atoms ``[n, 4]`` of each centre whose handedness is kept."""
+        return self._stereocentres
 
     def _signed_volumes(self, x: Tensor) -> Tensor:
         first, *others = (x.index_select(1, atoms) for atoms in self._stereocentres.T)
