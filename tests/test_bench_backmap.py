@@ -1,4 +1,4 @@
-"""``ccg bench backmap``: every size, work and number of threads has a figure, and the ratios are those of the figures."""
+"""``ccg bench backmap``: every size and work has a figure, and the ratios are those of the figures."""
 
 from __future__ import annotations
 

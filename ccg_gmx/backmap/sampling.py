@@ -163,25 +163,25 @@ class Sampler:
             torch.cat([own.repeat_interleave(count) for own, count in zip(places, width, strict=True)]),
             rows[:, 0],
             rows[:, 1],
-            *self._completed(stage, start, atoms),
+            *self._completed(start, atoms),
         )
 
-    def _completed(self, stage: int, start: np.ndarray, atoms: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Stereocentres whose last atoms come to their places in a pass, and places of the blocks of such atoms.
+    def _completed(self, start: IntArray, atoms: IntArray) -> tuple[Tensor, Tensor]:
+        """Stereocentres whose last atoms come to their places with these atoms, and places of such atoms' blocks.
 
         Only groups around centres have bonds between them that no coordinate describes, so only there can a centre with
         a neighbour in another group turn out wrong.
         """
         found: list[tuple[int, int]] = []
         if self.system.centres:
-            stage_of = np.full(len(self.system.atoms), -1, dtype=np.int64)
+            stage = np.full(len(self.system.atoms), -1, dtype=np.int64)
             for table in self.system.blocks.kinds:
-                stage_of[table.atoms] = table.stage[0][:, None]
-            place_of = {int(atom): b for b in range(len(start) - 1) for atom in atoms[start[b] : start[b + 1]]}
+                stage[table.atoms] = table.stage[0][:, None]
+            place = {int(atom): b for b in range(len(start) - 1) for atom in atoms[start[b] : start[b + 1]]}
             for k, four in enumerate(self.system.placement.stereocentres.tolist()):
-                last = max(four, key=lambda atom: stage_of[atom])
-                if stage_of[last] == stage:
-                    found.append((k, place_of[last]))
+                last = max((atom for atom in four if atom in place), key=lambda atom: stage[atom], default=-1)
+                if last >= 0 and stage[four].max() <= stage[atoms].max():
+                    found.append((k, place[last]))
         rows = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
         return rows[:, 0], rows[:, 1]
 
