@@ -179,7 +179,7 @@ def test_levels_by_hand_are_join():
     placement = placements()["chignolin, C-alpha"]
     x = frames(placement, 3, 5)
     y, _ = placement.split(x)
-    values = y.T.reshape(3, placement.n_rows, 3)
+    values = y.T.contiguous().reshape(3, placement.n_rows, 3)
     points = placement.seed(placement.bead_positions(x))
     total = torch.zeros(3, dtype=x.dtype)
     for k, level in enumerate(placement.levels):

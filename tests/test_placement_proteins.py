@@ -141,3 +141,13 @@ def test_disulfides_of_lysozyme_in_a_run_input(gmx: Gmx):
     y, log_volume = placement.split(x)
     assert (placement.join(placement.bead_positions(x), y)[0] - x).abs().max() < 1e-12
     assert torch.isfinite(log_volume).all()
+
+
+@each_resolution
+def test_proline_closes_at_the_atom_between_its_two_tetrahedral_ones(resolution: str) -> None:
+    placement = placed(resolution)
+    keys = {row.key for row in placement.plan.rows if row.key.startswith("PRO ")}
+    closing = [key for key in keys if " bridge " in key and not key.startswith("PRO N ")]
+    assert [key.split()[1:5] for key in closing] == [["CG", "bridge", "CB", "CD"]]
+    assert "PRO CD primary N CA CB CB window+0" in keys
+    assert "PRO CB offset CA N C C window-90" in keys

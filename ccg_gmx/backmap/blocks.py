@@ -2,6 +2,8 @@
 
 A fragment is a connected component of the bond graph without the beads: C, O, N and H between two C-alpha beads, a side
 chain on one. So a bond that closes between two beads lies inside one fragment, where one density describes it whole.
+What is placed on other fragments as well is a fragment of its own: the ring of a proline hangs on a peptide bond, but
+stands on the next one too, and is drawn as other side chains are, when both are there.
 Fragments on one and the same bead that are drawn at the same time are one block (a side chain and its HA).
 
 Around a bead that is the centre of a group, the group is a fragment; the bead is then no atom but a *point* beyond the
@@ -134,7 +136,7 @@ class _BlockPlanner:
             self._beads_of_residue.setdefault(int(self.system.residues[bead]), []).append(bead)
 
     def run(self) -> BlockPlan:
-        fragments = self._closed(self._merged(self._closed(self._fragments())))
+        fragments = self._closed(self._merged(self._divided(self._closed(self._fragments()))))
         owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
         depths = self._depths(fragments, owner)
         touched = [self._touched(atoms) for atoms in fragments]
@@ -171,6 +173,21 @@ class _BlockPlanner:
                 atoms += fresh
             found.append(atoms)
         return found
+
+    def _divided(self, fragments: list[list[int]]) -> list[list[int]]:
+        """Divide fragments into what is placed on beads and itself, and what is placed on other fragments too."""
+        owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
+        depth: dict[int, int] = {}
+        for row in self.rows:  # in the order of placement
+            references = {row.parent, row.angle_ref, row.torsion_ref}
+            if not row.shares_frame or owner.get(row.measured_from) == owner[row.atom]:
+                references.add(row.measured_from)
+            steps = [depth[j] + (owner[j] != owner[row.atom]) for j in references if j in owner]
+            depth[row.atom] = max(steps, default=0)
+        parts: dict[tuple[int, int], list[int]] = {}
+        for atom, k in owner.items():
+            parts.setdefault((k, depth[atom]), []).append(atom)
+        return sorted(parts.values(), key=min)
 
     def _merged(self, fragments: list[list[int]]) -> list[list[int]]:
         """Join fragments on the same single bead that are placed on the same level or as siblings."""

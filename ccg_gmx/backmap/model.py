@@ -30,6 +30,8 @@ from ccg_gmx.settings import Settings
 
 FIT_SAMPLES = 20_000
 """Values of a kind that whitening is fitted to, at most."""
+RIDGE = 1.5
+"""Part of a kind's covariance that is replaced by the unit matrix, over the square of coordinates by samples."""
 LARGEST_FEATURE = 8.0
 """Whitened positions are kept within so many standard deviations: beads of a coarse model may be anywhere."""
 
@@ -262,7 +264,9 @@ class BackmapFlow(nn.Module):
             ends = torch.tensor([coordinate_ends(c) for c in flow.coordinates], dtype=values.dtype)
             inside = ((values > ends[:, :1]) & (values < ends[:, 1:])).all(0)
             chosen = values[:, inside][:, :: max(1, int(inside.sum()) // FIT_SAMPLES)]
-            flow.flow.fit_scales(chosen)
+            # An aromatic ring has directions with 2 % of the variance that its bonds and angles have one by one: the
+            # ridge of flows in general, n / (2 T), would make them half as stiff again.
+            flow.flow.fit_scales(chosen, RIDGE * (len(chosen) / max(chosen.shape[1], 1)) ** 2)
 
 
 def _weight(n_out: int, n_in: int, generator: torch.Generator, gain: float = 1.0) -> nn.Parameter:

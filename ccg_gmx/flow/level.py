@@ -246,8 +246,12 @@ class ConditionalFlow(nn.Module):
         return torch.cat([w, circle_features(self._unit_circle(circles))])
 
     @torch.no_grad()
-    def fit_scales(self, x: Tensor) -> None:
+    def fit_scales(self, x: Tensor, ridge: float | None = None) -> None:
         """Set whitening and initial covariance from training values ``[n, T]``.
+
+        Args:
+            x: training values.
+            ridge: part of the whitened covariance that is replaced by the unit matrix; None for n_lines / (2 T).
 
         Raises:
             TrajectoryError: a value lies outside the support of its coordinate.
@@ -257,7 +261,7 @@ class ConditionalFlow(nn.Module):
             return
         w = self.line.fit(x.index_select(0, self.order)[self.n_circles :])
         # A ridge keeps the covariance positive definite when there are fewer frames than coordinates.
-        ridge = min(1.0, 1e-6 + 0.5 * self.n_lines / w.shape[1])
+        ridge = min(1.0, 1e-6 + (0.5 * self.n_lines / w.shape[1] if ridge is None else ridge))
         covariance = (1.0 - ridge) * (w @ w.T / w.shape[1])
         covariance.diagonal().add_(ridge)
         self.affine.start_from(covariance)

@@ -10,8 +10,8 @@ stages (or to its siblings), so the number of levels does not grow with the leng
    So no bond is left to chance: rings, the peptide bond and disulfides close by construction.
 3. *branches*: every other atom bonded to a placed one, with bond, angle and torsion; siblings share one torsion and are
    written as offsets from it. Planar atoms branch first, and angles are taken inside small rings where there is a
-   choice: so the stiff atoms of a ring have coordinates of their own, and the ring closes at a floppy one (proline at
-   CG, whose place between CB and CD is the pucker).
+   choice, and torsions too where a planar atom is next to a tetrahedral one: so the stiff atoms of a ring have
+   coordinates of their own, and it closes at a floppy one (proline at CG, whose place between CB and CD is the pucker).
 
 References follow from bonds, residues and atom names, so equal residues between equal neighbours get equal references.
 """
@@ -180,8 +180,23 @@ class _Planner:
         for p in sorted(frontier, key=lambda atom: not self.system.trigonal(atom)):
             children = self._open(p)
             # An atom that has a second neighbour by now is a bridge of the next round; its siblings refer to it.
-            if children and not any(len(self._placed(x, before)) < len(self._placed(x, self.level)) for x in children):
+            if any(len(self._placed(x, before)) < len(self._placed(x, self.level)) for x in children):
+                continue
+            corners = self._corners(p, children)
+            if children and not any(self.system.in_small_ring(a, x) for a in corners for x in self._open(a)):
                 self._branch(p, children, before)
+
+    def _corners(self, p: int, children: Sequence[int]) -> list[int]:
+        """Placed tetrahedral neighbours of a planar atom p in a ring of a child: proline's CA, of N.
+
+        Such a child is placed from the ring's next atom beyond the corner. Otherwise the width of the ring would hang
+        on how its substituents turn, phi in proline, which no one knows so well.
+        """
+        ring = any(self.system.in_small_ring(p, child) for child in children)
+        if not (ring and self.system.trigonal(p)):
+            return []
+        around = self._placed(p, self.level)
+        return [a for a in around if self.system.in_small_ring(p, a) and not self.system.trigonal(a)]
 
     def _branch(self, p: int, children: list[int], before: dict[int, int]) -> None:
         graph, rank = self.paths, self.system.rank
@@ -203,7 +218,13 @@ class _Planner:
     ) -> tuple[int, int, bool]:
         ring = any(self.system.in_small_ring(p, child) for child in children)
         bonded = sorted(bonded, key=lambda atom: ring and not self.system.in_small_ring(p, atom))
-        for a, t, improper in self._candidates(p, bonded, before):
+        beyond = (
+            (a, t, False)
+            for a in self._corners(p, children)
+            for t in self._placed(a, before)
+            if t != p and self.system.in_small_ring(a, t)
+        )
+        for a, t, improper in (*beyond, *self._candidates(p, bonded, before)):
             bend = (a, p, t) if improper else (p, a, t)
             if self._bent(bend, *((child, p, a) for child in children)):
                 return a, t, improper
