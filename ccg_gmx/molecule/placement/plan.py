@@ -9,6 +9,7 @@ so that its centre is X. So bonds inside a group are coordinates, bonds between 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ from ccg_gmx.molecule.placement.supports import TorsionDecision, decide_torsions
 from ccg_gmx.molecule.placement.system import BondedSystem, bonded_system, components
 from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.records import IntArray
+
+CENTRES_STRAIGHT_RADIANS = math.radians(0.05)
+"""Centres of groups are straight by heat, not by chemistry: equal molecules must get equal references."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,13 @@ def inside_groups(system: BondedSystem, mapping: BeadMapping, roots: Sequence[in
         for i, around in enumerate(system.graph.neighbours)
     )
     graph = BondGraph(neighbours, system.graph.masses, system.graph.names)
-    return replace(system, graph=graph, molecules=components(graph), reference=reference)
+    return replace(
+        system,
+        graph=graph,
+        molecules=components(graph),
+        reference=reference,
+        straight_radians=CENTRES_STRAIGHT_RADIANS,
+    )
 
 
 def _row(system: BondedSystem, step: Step, decision: TorsionDecision) -> PlacementRow:

@@ -40,6 +40,7 @@ class BondedSystem:
             the order of the atoms inside them.
         small_ring_bonds: bonds (i < j) that are part of a ring of at most :data:`SMALL_RING` atoms.
         reference: ``[N, 3]`` nm, the structure whose handedness and planar states the supports keep.
+        straight_radians: three atoms within so little of a line carry no torsion.
     """
 
     graph: BondGraph
@@ -49,6 +50,7 @@ class BondedSystem:
     rank: IntArray
     small_ring_bonds: frozenset[tuple[int, int]]
     reference: FloatArray
+    straight_radians: float = float(COLLINEAR_RADIANS)
 
     def __len__(self) -> int:
         return len(self.graph)
@@ -105,7 +107,7 @@ class BondedSystem:
     def collinear(self, a: int, b: int, c: int) -> bool:
         """Whether three atoms lie on a line in the reference, so that they carry no torsion."""
         u, v = self.reference[a] - self.reference[b], self.reference[c] - self.reference[b]
-        return bool((u @ v) ** 2 > math.cos(COLLINEAR_RADIANS) ** 2 * (u @ u) * (v @ v))
+        return bool((u @ v) ** 2 > math.cos(self.straight_radians) ** 2 * (u @ u) * (v @ v))
 
     def dihedral(self, a: int, b: int, c: int, d: int) -> float:
         """Dihedral a-b-c-d of the reference in radians."""
