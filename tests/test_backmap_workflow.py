@@ -228,6 +228,7 @@ training: {{steps: 20, batch: 16, held_out_every: 10, held_out_fraction: 0.2}}
 model: {{width: 16, context: 8, couplings: 1, bins: 4, flow_width: 8, lower_width: 4}}
 restore: {{samples: 2, candidates: 2, rounds: 1}}
 minimise: {{frames: 2, steps: 20}}
+engine: {{workers: 1}}
 """
 
 
