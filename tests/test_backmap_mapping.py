@@ -102,3 +102,30 @@ def test_mappings_that_do_not_fit_are_refused(hexane: tuple[Path, Path, Path], t
         assert words in result.stderr
         assert result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_workflow_with_a_mapping_file(hexane: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Its content belongs to the training: another mapping, another model."""
+    (tmp_path / "map.yaml").write_text(MAPPING.read_text())
+    (tmp_path / "w.yaml").write_text(
+        f"""
+version: 1
+kind: backmap
+system: hexane
+topology: {hexane[0]}
+trajectories: [{hexane[1]}]
+beads: map.yaml
+model: {{width: 8, context: 8, couplings: 0, bins: 4, flow_width: 8, lower_width: 4}}
+training: {{steps: 2, batch: 4, held_out_fraction: 0.3}}
+restore: {{samples: 1, candidates: 1, rounds: 1}}
+"""
+    )
+    result = ccg("run", tmp_path / "w.yaml", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 3, result.output  # two steps teach nothing
+    restored = json.loads(result.stdout)["restored"]
+    assert restored["max_bead_deviation_nm"] < 1e-6
+    stages = {path.name for path in (tmp_path / "out" / "stages").iterdir()}
+    (tmp_path / "map.yaml").write_text(MAPPING.read_text().replace("name: B1, type: B", "name: B1, type: B, at: cog"))
+    assert ccg("run", tmp_path / "w.yaml", "--out", tmp_path / "out").exit_code == 3
+    more = {path.name for path in (tmp_path / "out" / "stages").iterdir()} - stages
+    assert {name.split("-")[0] for name in more} == {"train", "restore", "card"}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ccg_gmx.backmap.model import BackmapSettings
+from ccg_gmx.backmap.system import names_a_file
 from ccg_gmx.backmap.train import BackmapTraining
 from ccg_gmx.cycle.workflow_file import resolve_input
 from ccg_gmx.engine.settings import EngineSettings
@@ -77,7 +78,9 @@ class BackmapWorkflow(Settings):
     structure: Path | None = Field(default=None, description="reference of the handedness, and start of fine_md (.gro)")
     trajectories: tuple[Path, ...] = Field(default=(), description="fine frames (.xtc, .trr, .dcd)")
     fine_md: FineDynamics | None = Field(default=None, description="fine runs to make, instead of trajectories")
-    beads: str = Field(default="backbone", description="backbone (N, CA, C), ca, or atom names with commas")
+    beads: str = Field(
+        default="backbone", description="backbone (N, CA, C), ca, atom names with commas, or a mapping file"
+    )
     start_ps: float = Field(default=0.0, ge=0, description="first part of each fine run that is left out, ps")
     stride: int = Field(default=1, ge=1, description="use every so-manyth fine frame")
     seed: int = Field(default=0, ge=0, description="random numbers of runs, training and draws derive from this")
@@ -106,6 +109,11 @@ class BackmapWorkflow(Settings):
         return self
 
     @property
+    def mapping_file(self) -> Path | None:
+        """The mapping file, where beads are those of one."""
+        return Path(self.beads) if names_a_file(self.beads) else None
+
+    @property
     def minimisation_topology(self) -> Path | None:
         """The .top of the minimisation, if there is one."""
         given = self.minimise and self.minimise.topology
@@ -118,6 +126,8 @@ class BackmapWorkflow(Settings):
             SettingsError: if one of the files or packages does not exist.
         """
         update: dict[str, Any] = {"topology": find_input(self.topology, base, "topology")}
+        if names_a_file(self.beads):
+            update["beads"] = str(resolve_input(Path(self.beads), base, "beads"))
         update["trajectories"] = tuple(find_input(path, base, "trajectories") for path in self.trajectories)
         for name in ("structure", "coarse"):
             if (path := getattr(self, name)) is not None:
@@ -131,7 +141,7 @@ class BackmapWorkflow(Settings):
     def input_files(self) -> dict[str, Path]:
         """Files that the results depend on, by name."""
         found = {"topology": self.topology} | {f"trajectory{i}": path for i, path in enumerate(self.trajectories)}
-        more = {"structure": self.structure, "coarse": self.coarse}
+        more = {"structure": self.structure, "coarse": self.coarse, "beads": self.mapping_file}
         if self.minimise is not None:
             more["minimise.topology"] = self.minimise.topology
         return found | {name: path for name, path in more.items() if path is not None}

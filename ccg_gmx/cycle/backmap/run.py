@@ -85,6 +85,8 @@ class BackmapRun:
         if workflow.structure is not None:
             inputs["structure"] = workflow.structure
         settings = {**training_settings(workflow), "files": len(fine) or len(workflow.trajectories)}
+        if workflow.mapping_file is not None:  # its content counts, not where it lies
+            inputs["mapping"], settings["beads"] = workflow.mapping_file, workflow.mapping_file.name
         return self._one("train", stages.train, settings, inputs)
 
     def _minimise(self, model: Path, restored: Path) -> Path | None:

@@ -73,10 +73,13 @@ def run_fine(work: Work) -> None:
 def train(work: Work) -> None:
     """Train a model; a killed training goes on from its state file.
 
-    Inputs: run0, run1, ... (fine runs), or topology and trajectory0, ...; structure. Settings: those of the request.
+    Inputs: run0, run1, ... (fine runs), or topology and trajectory0, ...; structure; mapping, if beads are of one.
+    Settings: those of the request.
     Writes model.pt, model.held_out.npz, training.json.
     """
-    inputs, given = work.inputs, work.settings
+    inputs, given = work.inputs, dict(work.settings)
+    if "mapping" in inputs:
+        given["beads"] = str(inputs["mapping"])
     if "run0" in inputs:
         topology = inputs["run0"] / "run.tpr"
         trajectories = [inputs[f"run{k}"] / "run.trr" for k in range(given["files"])]
