@@ -149,5 +149,5 @@ def test_proline_closes_at_the_atom_between_its_two_tetrahedral_ones(resolution:
     keys = {row.key for row in placement.plan.rows if row.key.startswith("PRO ")}
     closing = [key for key in keys if " bridge " in key and not key.startswith("PRO N ")]
     assert [key.split()[1:5] for key in closing] == [["CG", "bridge", "CB", "CD"]]
-    assert "PRO CD primary N CA CB CB window+0" in keys
+    assert "PRO CD primary N CA CB CB circle" in keys
     assert "PRO CB offset CA N C C window-90" in keys

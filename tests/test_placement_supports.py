@@ -44,23 +44,6 @@ def test_aromatic_rings_and_proline_are_closed_by_bridges():
     assert all(supports[atom] == "window" for atom in aromatic)
 
 
-def test_torsions_of_small_rings_stay_small():
-    placement = placements()["chignolin, backbone"]
-    system, rows = placement.plan.system, placement.plan.rows
-    supports = {
-        f"{row.key.split()[0]} {row.key.split()[1]}": placement.coordinates[2 * placement.n_rows + k]
-        for k, row in enumerate(rows)
-    }
-    assert (supports["PRO CD"].support, supports["PRO CD"].centre) == ("window", 0.0)
-    assert (supports["PRO CG"].support, supports["PRO CG"].centre) == ("window", math.pi)
-    assert supports["TYR CG"].support == "circle"  # chi1
-    own = {system.graph.names[k]: k for k in range(len(system)) if system.residue_names[k] == "TRP"}
-    assert system.in_one_ring([own[name] for name in ("CG", "CD1", "NE1", "CE2")])
-    assert system.in_one_ring([own[name] for name in ("CE3", "CZ3", "CH2", "CZ2")])
-    assert not system.in_one_ring([own[name] for name in ("CD1", "CG", "CD2", "CE3")])  # of two rings
-    assert not system.in_one_ring([own[name] for name in ("CA", "CB", "CG", "CD1")])
-
-
 def test_aromatic_rings_are_flat_in_the_middle_of_their_supports():
     placement = placements()["chignolin, backbone"]
     beads, y = draws(placement, 1, 0, spread=0.0)

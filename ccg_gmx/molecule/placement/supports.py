@@ -35,7 +35,6 @@ SENTENCES = {
     "planar": "offsets on planar centres stay within 90 degrees of 180.",
     "trans": "torsions between planar centres stay on the side of 180 degrees (trans), as in the reference.",
     "cis": "torsions between planar centres stay on the side of 0 degrees (cis), as in the reference.",
-    "ring": "torsions of rings of five or six stay within 90 degrees of 0, and atoms that close them on the far side.",
     "rotor": "groups of three identical atoms keep their order; their mean torsion covers a third of the circle once.",
 }
 """What each decision assumes, after the number of times it was taken."""
@@ -97,11 +96,7 @@ def _decide(
         return _offset(full, step.parent, value)
     if not walked.bonded(step.angle_ref, step.torsion_ref):
         return FREE
-    flat = _planar_torsion(full, (step.parent, step.angle_ref), value)
-    ring = (step.atom, step.parent, step.angle_ref, step.torsion_ref)
-    if flat.reason is None and abs(value) < math.pi / 2 and full.in_one_ring(ring):
-        return TorsionDecision("window", 0.0, math.pi, "ring")
-    return flat
+    return _planar_torsion(full, (step.parent, step.angle_ref), value)
 
 
 def _offset(system: BondedSystem, centre: int, value: float) -> TorsionDecision:
@@ -118,18 +113,14 @@ def _bridge(walked: BondedSystem, full: BondedSystem, step: Step, value: float) 
     """A bridge keeps its side of the line between its ends where the torsion along the bonds is flat.
 
     The bonds' torsion is t - end - atom - other end, with the reference t bonded to that end: omega of a peptide bond.
-    It decides, not the torsion about the line, to which t can be so close that small deviations look large. The atom
-    that closes a small ring is on the far side of the line, as seen from the ring.
+    It decides, not the torsion about the line, to which t can be so close that small deviations look large.
     """
     for end, other in ((step.parent, step.angle_ref), (step.angle_ref, step.parent)):
         if walked.bonded(end, step.torsion_ref):
             along = walked.dihedral(step.torsion_ref, end, step.atom, other)
             side = math.pi if abs(value) > math.pi / 2 else 0.0
             flat = _planar_torsion(full, (step.atom, end), along)
-            if flat.reason:
-                return replace(flat, centre=side)
-            ring = abs(value) > math.pi / 2 and full.in_one_ring((step.torsion_ref, end, step.atom, other))
-            return TorsionDecision("window", math.pi, math.pi, "ring") if ring else FREE
+            return replace(flat, centre=side) if flat.reason else FREE
     return FREE
 
 

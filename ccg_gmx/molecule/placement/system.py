@@ -18,9 +18,6 @@ from ccg_gmx.records import FloatArray, IntArray
 SMALL_RING = 7
 """Rings of up to so many atoms hold their own shape; longer ones (disulfides, stretches between beads) do not."""
 
-STIFF_RING = 6
-"""In rings of up to so many atoms no torsion of three ring bonds reaches 90 degrees, whatever the pucker."""
-
 STEREO_ROUNDS = 12
 """So many bonds around an atom are looked at for a difference between its branches."""
 
@@ -66,16 +63,6 @@ class BondedSystem:
     def in_small_ring(self, one: int, other: int) -> bool:
         """Whether the bond of two atoms is part of a small ring."""
         return (min(one, other), max(one, other)) in self.small_ring_bonds
-
-    def in_one_ring(self, chain: Sequence[int]) -> bool:
-        """Whether a chain of bonded atoms is part of a ring of at most :data:`STIFF_RING` atoms."""
-        reached, frontier = set(chain[:-1]), [chain[0]]
-        for _ in range(STIFF_RING - len(chain) + 1):
-            frontier = [j for i in frontier for j in self.neighbours(i) if j not in reached]
-            if chain[-1] in frontier:
-                return True
-            reached.update(frontier)
-        return False
 
     def trigonal(self, atom: int) -> bool:
         """Whether an atom can be a planar centre: three neighbours, or two of them in a small ring."""
