@@ -17,6 +17,7 @@ from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
 from ccg_gmx.backmap.data import Source, read_fine
+from ccg_gmx.backmap.equivalent import pooled_names
 from ccg_gmx.backmap.jobs import _save_held_out, held_out_path
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
@@ -219,6 +220,25 @@ def test_classes_name_every_bond_angle_and_torsion_once() -> None:
     row = next(k for k, r in enumerate(of.placement.plan.rows) if of.atoms.names[r.atom] == "CB")
     bond = next(c for c in found if c.name == "ALA CA-CB")
     np.testing.assert_allclose(measure("bonds", bond.atoms, x), y[:, row], atol=1e-12)
+
+
+def test_labels_of_equivalent_atoms_do_not_count() -> None:
+    """Half a turn of a phenyl ring or a carboxylate renames its halves; hydrogens of a CH2 keep their names."""
+    of = system("chignolin", ("N", "CA", "C"))
+    plain = of.placement.plan.system
+    pooled = {(plain.residue_names[a], plain.graph.names[a]): name for a, name in pooled_names(plain).items()}
+    assert pooled["TYR", "CD1"] == pooled["TYR", "CD2"] == "CD*"
+    assert pooled["ASP", "OD1"] == "OD*"
+    assert {name for _, name in pooled} & {"HB1", "HB2", "CA", "N", "CZ", "HA1", "HG1"} == set()
+    order = np.arange(len(of.atoms))
+    for one, other in (("CD1", "CD2"), ("HD1", "HD2"), ("CE1", "CE2"), ("HE1", "HE2")):
+        i, j = (
+            next(k for k, n in enumerate(of.atoms.names) if n == name and of.atoms.residue_names[k] == "TYR")
+            for name in (one, other)
+        )
+        order[[i, j]] = j, i
+    x = frames(of, 60, 1).numpy()
+    assert max(score.js for score in score_classes(of, x, x[:, order])) == 0.0
 
 
 def test_equal_frames_score_zero_and_others_do_not() -> None:

@@ -6,6 +6,8 @@ the later one; of the other residue it counts only whether its atom is in a ring
 own residue, and C-N-CA has one class for each residue after the bond, not one for each pair: force fields know no pairs
 of side chains either (CHARMM22: C, NH1 and CT1 whatever the side chain, other types for GLY and PRO).
 
+Atoms that only their labels tell apart are of one name, CD* and OD* for instance (:mod:`ccg_gmx.backmap.equivalent`).
+
 The Jensen-Shannon divergence of a class compares its values in restored frames with those in held-out fine frames with
 the same beads. Few values differ by chance; what chance explains is given beside each class and subtracted from none.
 """
@@ -21,7 +23,9 @@ import numpy as np
 from scipy.special import chdtri
 
 from ccg_gmx.backmap.contacts import clash_counts, contact_rules
+from ccg_gmx.backmap.equivalent import pooled_names
 from ccg_gmx.backmap.system import Atoms, BackmapSystem
+from ccg_gmx.molecule.placement.system import BondedSystem
 from ccg_gmx.records import FloatArray, IntArray
 
 PER_BIN, LEAST_BINS, MOST_BINS = 50, 4, 48
@@ -82,9 +86,10 @@ def geometry_classes(system: BackmapSystem) -> list[GeometryClass]:
     """Classes of all bonds, angles and torsions that are not of beads alone."""
     atoms, beads = system.atoms, set() if system.centres else set(system.beads.tolist())
     found: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+    pooled = pooled_names(system.placement.plan.system)
     for kind, members in _paths(atoms):
         if not beads.issuperset(members):
-            found.setdefault((kind, _name(system, members)), []).append(members)
+            found.setdefault((kind, _name(system, members, pooled)), []).append(members)
     return [GeometryClass(kind, name, np.array(own)) for (kind, name), own in sorted(found.items())]
 
 
@@ -106,14 +111,20 @@ def _paths(atoms: Atoms) -> Iterable[tuple[str, tuple[int, ...]]]:
                     yield "torsions", (i, j, k, end)
 
 
-def _name(system: BackmapSystem, members: tuple[int, ...]) -> str:
+def _name(system: BackmapSystem, members: tuple[int, ...], pooled: dict[int, str]) -> str:
     """Name of a class, the same in either direction: its residue, and the atoms as seen from there; see the module."""
     residues, graph = system.residues, system.placement.plan.system
     own = [int(residues[atom]) for atom in members]
     home = max(own, key=lambda residue: (own.count(residue), residue))
-    labels = [graph.local_label(atom, home) + _ring_of_other(system, atom, home) for atom in members]
+    labels = [_label(graph, atom, home, pooled) + _ring_of_other(system, atom, home) for atom in members]
     first = members[own.index(home)]
     return f"{system.atoms.residue_names[first]} {min('-'.join(labels), '-'.join(labels[::-1]))}"
+
+
+def _label(graph: BondedSystem, atom: int, home: int, pooled: dict[int, str]) -> str:
+    """Name of an atom as seen from a residue, or the common one of all that are equivalent to it."""
+    label = graph.local_label(atom, home)
+    return label if atom not in pooled else label[: len(label) - len(graph.graph.names[atom])] + pooled[atom]
 
 
 def _ring_of_other(system: BackmapSystem, atom: int, home: int) -> str:
