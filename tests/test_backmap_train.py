@@ -21,7 +21,7 @@ def test_every_kind_ends_with_its_own_best_parameters(patience: int) -> None:
     x, run = frames(of, 120, 2), np.repeat([0, 1], 60)
     flow = BackmapFlow.of_system(of, SMALL)
     settings = BackmapTraining(
-        steps=120, batch=16, warm_up=2, learning_rate=0.03, held_out_every=5, patience=patience, held_out_fraction=0.2
+        steps=120, batch=16, warm_up=2, learning_rate=0.01, held_out_every=5, patience=patience, held_out_fraction=0.2
     )
     found = train_backmap(flow, of, x, run, settings, 3)
     curve = found.losses["held_out"]

@@ -50,6 +50,9 @@ class BackmapTraining(OptimiserSettings):
     warm_up: int = Field(default=50, ge=0, description="Steps of linear rise to it.")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="Part of the surroundings hidden in each step.")
     weight_decay: float = Field(default=1e-2, ge=0, description="Decoupled weight decay of AdamW.")
+    max_gradient_norm: float = Field(
+        default=2.0, gt=0, description="Gradients of a kind, of -ln q per block, are scaled down to this norm."
+    )
     held_out_fraction: float = Field(default=0.15, ge=0, lt=1, description="Of each file, one block in time.")
     held_out_every: int = Field(default=50, ge=1, description="Steps between looks at the held-out frames.")
     patience: int = Field(default=6, ge=1, description="Looks without a better held-out likelihood before a kind ends.")
@@ -98,13 +101,17 @@ class _Batch:
 
 
 class _Loss(nn.Module):
-    """-ln q(y | beads) per frame of the blocks of kinds, inside their supports, over the number of placed atoms."""
+    """-ln q(y | beads) per block of kinds, inside their supports.
+
+    ``weights [kinds]`` make of it what the kinds are worth in -ln q per placed atom.
+    """
 
     def __init__(self, flow: BackmapFlow, view: SystemView) -> None:
         super().__init__()
         self.flow = flow
         self.view = view
-        self.n_rows = view.system.placement.n_rows
+        counts = [len(kind.table.blocks) for kind in view.kinds]
+        self.weights = torch.tensor(counts, dtype=torch.float64) / view.system.placement.n_rows
 
     def forward(self, seen: _Seen, batches: Sequence[_Batch], order: int) -> Tensor:
         """Value of each batch."""
@@ -113,8 +120,17 @@ class _Loss(nn.Module):
             own = seen.values[batch.kind][..., batch.frames]
             sight = seen.sights[batch.kind].frames(batch.frames)
             log_q = self.flow.log_prob_kind(own, sight, self.view.kinds[batch.kind], order, batch.keep)
-            values.append(-torch.where(torch.isfinite(log_q), log_q, 0.0).sum() / own.shape[-1])
-        return torch.stack(values) / self.n_rows
+            values.append(-torch.where(torch.isfinite(log_q), log_q, 0.0).mean())
+        return torch.stack(values)
+
+
+class _State(TrainingState):
+    """A training whose kinds have gradients of their own: an odd block of one kind does not slow the others down."""
+
+    def _clip(self) -> Tensor:
+        flow, limit = cast(BackmapFlow, self.flow), self.settings.max_gradient_norm
+        norms = [torch.nn.utils.clip_grad_norm_(kind.parameters(), limit) for kind in flow.flows]
+        return torch.stack(norms).max()
 
 
 def train_backmap(
@@ -160,7 +176,7 @@ def train_backmap(
     kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype) if len(held_out) else None
     digest = _digest(positions, settings, system)
     curves = ("train", "held_out", *(_curve(k) for k in range(len(view.kinds))))
-    state = TrainingState(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, curves)
+    state = _State(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, curves)
     _Run(_Loss(flow, view), seen, kept, state, settings).run(progress)
     state.restore_best()
     flow.to(torch.float64)
@@ -202,8 +218,9 @@ class _Run:
             self._evaluate()
         while state.step < settings.steps and (active := self._active()):
             order = int(torch.rand((), generator=state.generator) < settings.reverse)
-            value = module(self.seen, [self._batch(kind) for kind in active], order).sum()
-            state.descend(value, train=value + self._of_ended(active))
+            values = module(self.seen, [self._batch(kind) for kind in active], order)
+            told = float(values.detach().to(torch.float64) @ loss.weights[active]) + self._of_ended(active)
+            state.descend(values.sum(), train=told)
             if state.step % settings.held_out_every == 0 or state.step == settings.steps:
                 self._evaluate()
             state.finish_step(None if progress is None else self._told(progress))
@@ -241,7 +258,7 @@ class _Run:
         for start in range(0, frames, CHUNK):
             own = slice(start, min(start + CHUNK, frames))
             values = self.loss(self.kept, [_Batch(kind, own) for kind in active], 0)
-            total += (own.stop - own.start) / frames * values.to(torch.float64)
+            total += (own.stop - own.start) / frames * values.to(torch.float64) * self.loss.weights[active]
         best = [
             k for k, value in zip(active, total.tolist(), strict=True) if value < min(self.curves[k], default=math.inf)
         ]

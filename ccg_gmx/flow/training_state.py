@@ -105,14 +105,17 @@ class TrainingState:
         self._require_finite(float(loss.detach()), "loss")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.max_gradient_norm)
-        self._require_finite(float(norm), "gradient")
+        self._require_finite(float(self._clip()), "gradient")
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         self.optimiser.step()
         for name, value in losses.items():
             self.losses[name].append(float(value.detach() if isinstance(value, Tensor) else value))
         self.step += 1
+
+    def _clip(self) -> Tensor:
+        """Scale gradients that are too large down; their norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.max_gradient_norm)
 
     def _require_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):
