@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 
 from ccg_gmx.backmap.card_file import load_card
 from ccg_gmx.backmap.checkpoint import load_model
@@ -19,8 +18,7 @@ from ccg_gmx.cycle.backmap.config import BackmapWorkflow
 from ccg_gmx.cycle.backmap.run import BackmapResults
 from ccg_gmx.cycle.backmap.stages import MINIMISED, MODEL, RESTORED
 from ccg_gmx.cycle.backmap.summary import Mark, marks
-from ccg_gmx.cycle.store import read_json, write_json
-from ccg_gmx.errors import StoreError
+from ccg_gmx.cycle.store import write_json
 from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.records import FloatArray
 from ccg_gmx.report import sections, style, words
@@ -48,31 +46,13 @@ def write_backmap_outputs(
         copy_folder(results.minimised / MINIMISED, folder / MINIMISED)
     write_json(folder / "results.json", _pack(results))
     write_json(folder / "summary.json", summary)
-    write_page(render(results, summary, manifest), folder / "report.html")
+    write_page(render_backmap(results, summary, manifest), folder / "report.html")
 
 
 def _copy_file(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.copyfile(source, partial)
     os.replace(partial, target)
-
-
-def rebuild_backmap_page(folder: Path, packed: dict[str, Any], manifest: dict[str, Any]) -> Path:
-    """Build report.html again from a finished run.
-
-    Raises:
-        StoreError: if parts of the run are gone, or it is of another version.
-    """
-    try:
-        results = _unpack(packed, folder)
-    except (KeyError, TypeError, ValidationError):
-        raise StoreError(
-            f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
-        ) from None
-    if gone := [path for path in results.used if not path.is_dir()]:
-        raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
-    write_page(render(results, read_json(folder / "summary.json"), manifest), folder / "report.html")
-    return folder / "report.html"
 
 
 def _pack(results: BackmapResults) -> dict[str, Any]:
@@ -86,7 +66,12 @@ def _pack(results: BackmapResults) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: dict[str, Any], folder: Path) -> BackmapResults:
+def unpack_backmap(packed: dict[str, Any], folder: Path) -> BackmapResults:
+    """Undo what results.json was packed by.
+
+    Raises:
+        KeyError, TypeError, ValidationError: it is of another version.
+    """
     stages = folder / "stages"
     return BackmapResults(
         workflow=BackmapWorkflow.model_validate(packed["workflow"]),
@@ -99,7 +84,7 @@ def _unpack(packed: dict[str, Any], folder: Path) -> BackmapResults:
     )
 
 
-def render(results: BackmapResults, summary: dict[str, Any], manifest: Mapping[str, object]) -> str:
+def render_backmap(results: BackmapResults, summary: dict[str, Any], manifest: Mapping[str, object]) -> str:
     """Return the report as text.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ccg_gmx.cycle.config import Workflow
+from ccg_gmx.cycle.finished import FinishedRun
 from ccg_gmx.cycle.kinds import AnyWorkflow
 from ccg_gmx.cycle.store import code_version, file_hash, read_json, write_json
 from ccg_gmx.cycle.turns import Results, Turn
@@ -19,11 +21,11 @@ from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import StoreError
 from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.free_energy.surface import save_surface, write_plumed_grid
-from ccg_gmx.report.backmap_run_page import rebuild_backmap_page
+from ccg_gmx.report.backmap_run_page import render_backmap, unpack_backmap
 from ccg_gmx.report.gather import gather
-from ccg_gmx.report.html import build_report
+from ccg_gmx.report.html import build_report, render, write_page
 from ccg_gmx.report.plots import plot_surface
-from ccg_gmx.report.tables_page import rebuild_tables_page
+from ccg_gmx.report.tables_page import render_tables, unpack_tables
 
 _PACKAGES = ("numpy", "scipy", "torch", "MDAnalysis", "pydantic", "matplotlib")
 
@@ -80,30 +82,19 @@ def rebuild_report(folder: Path) -> Path:
     Raises:
         StoreError: if the run is not finished, or parts of it are gone.
     """
-    missing = [name for name in ("results.json", "summary.json", "manifest.json") if not (folder / name).is_file()]
-    if missing:
-        raise StoreError(
-            f"{folder} has no {missing[0]}",
-            expected="the folder of a finished run",
-            remedy="`ccg status` shows where it stands; `ccg run` with the same --out resumes it",
-        )
-    manifest, packed = read_json(folder / "manifest.json"), read_json(folder / "results.json")
-    if packed.get("kind") == "tables":
-        return rebuild_tables_page(folder, packed, manifest)
-    if packed.get("kind") == "backmap":
-        return rebuild_backmap_page(folder, packed, manifest)
+    run = FinishedRun.open(folder)
+    if missing := [name for name in ("summary.json", "manifest.json") if not (folder / name).is_file()]:
+        raise StoreError(f"{folder / missing[0]} is gone", remedy="`ccg run` with the same --out makes it again")
+    summary, manifest = (read_json(folder / f"{name}.json") for name in ("summary", "manifest"))
+    unpack, show = _PAGES.get(run.content.get("kind", "cycle"), _PAGES["cycle"])
     try:
-        # Its own settings: those of manifest.json may be of a later run that is not finished.
-        workflow = Workflow.model_validate(packed["workflow"])
+        # With its own settings: those of manifest.json may be of a later run that is not finished.
+        results = unpack(run.content, folder)
     except (KeyError, TypeError, ValidationError):
-        raise StoreError(
-            f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
-        ) from None
-    results = _unpack(packed, workflow, folder)
-    gone = [path for path in (*results.used, results.restored) if not path.is_dir()]
-    if gone:
+        raise run.another_version() from None
+    if gone := [path for path in results.used if not path.is_dir()]:
         raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
-    build_report(gather(results, read_json(folder / "summary.json")), manifest, folder / "report.html")
+    write_page(show(results, summary, manifest), folder / "report.html")
     return folder / "report.html"
 
 
@@ -122,7 +113,7 @@ def _pack(results: Results, folder: Path) -> dict[str, Any]:
     return packed
 
 
-def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results:
+def _unpack(packed: dict[str, Any], folder: Path) -> Results:
     stages = folder / "stages"
     single = {name: stages / packed[name] for name in _FOLDERS}
     lists = {name: [stages / path for path in packed[name]] for name in _LISTS}
@@ -136,7 +127,7 @@ def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results
         for turn in packed["turns"]
     ]
     return Results(
-        workflow=workflow,
+        workflow=Workflow.model_validate(packed["workflow"]),
         **single,
         flows=lists["flows"],
         draws=lists["draws"],
@@ -145,6 +136,20 @@ def _unpack(packed: dict[str, Any], workflow: Workflow, folder: Path) -> Results
         used=tuple(lists["used"]),
         turns=turns,
     )
+
+
+def _render(results: Results, summary: dict[str, Any], manifest: dict[str, Any]) -> str:
+    return render(gather(results, summary), manifest)
+
+
+_PAGES: dict[
+    str, tuple[Callable[[dict[str, Any], Path], Any], Callable[[Any, dict[str, Any], dict[str, Any]], str]]
+] = {
+    "cycle": (_unpack, _render),
+    "tables": (unpack_tables, render_tables),
+    "backmap": (unpack_backmap, render_backmap),
+}
+"""Kind of a run -> how its results.json is read, and its page made."""
 
 
 def command_line() -> list[str]:

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ccg_gmx.cycle.store import read_json, write_json
 from ccg_gmx.cycle.tables.config import TablesWorkflow
 from ccg_gmx.cycle.tables.run import TablesResults
 from ccg_gmx.cycle.tables.summary import WORDS
-from ccg_gmx.errors import StoreError
 from ccg_gmx.export.folder import copy_folder
 from ccg_gmx.potential.distributions_file import load_distributions
 from ccg_gmx.potential.model import CoarseModel
@@ -40,25 +37,7 @@ def write_tables_outputs(
     copy_folder(results.export / "export", folder / "export")
     write_json(folder / "results.json", _pack(results))
     write_json(folder / "summary.json", summary)
-    write_page(render(results, summary, manifest), folder / "report.html")
-
-
-def rebuild_tables_page(folder: Path, packed: dict[str, Any], manifest: dict[str, Any]) -> Path:
-    """Build report.html again from a finished run.
-
-    Raises:
-        StoreError: if parts of the run are gone, or it is of another version.
-    """
-    try:
-        results = _unpack(packed, folder)
-    except (KeyError, TypeError, ValidationError):
-        raise StoreError(
-            f"{folder / 'results.json'} is of another version of ccg_gmx", remedy="run `ccg run` again"
-        ) from None
-    if gone := [path for path in results.used if not path.is_dir()]:
-        raise StoreError(f"{gone[0]} is gone", remedy="`ccg run` with the same --out makes it again")
-    write_page(render(results, read_json(folder / "summary.json"), manifest), folder / "report.html")
-    return folder / "report.html"
+    write_page(render_tables(results, summary, manifest), folder / "report.html")
 
 
 def _pack(results: TablesResults) -> dict[str, Any]:
@@ -74,7 +53,12 @@ def _pack(results: TablesResults) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: dict[str, Any], folder: Path) -> TablesResults:
+def unpack_tables(packed: dict[str, Any], folder: Path) -> TablesResults:
+    """Undo what results.json was packed by.
+
+    Raises:
+        KeyError, TypeError, ValidationError: it is of another version.
+    """
     stages = folder / "stages"
     return TablesResults(
         workflow=TablesWorkflow.model_validate(packed["workflow"]),
@@ -86,7 +70,7 @@ def _unpack(packed: dict[str, Any], folder: Path) -> TablesResults:
     )
 
 
-def render(results: TablesResults, summary: dict[str, Any], manifest: Mapping[str, object]) -> str:
+def render_tables(results: TablesResults, summary: dict[str, Any], manifest: Mapping[str, object]) -> str:
     """Return the report as text.
 
     Args:
