@@ -76,6 +76,17 @@ def test_restored_frames_stand_on_their_beads_and_carry_their_density(folder: Pa
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["x.npz", "x.xtc"]
 
 
+def test_swept_frames_say_that_they_have_no_weights(folder: Path) -> None:
+    arguments = ("--candidates", 4, "--sweeps", 2, "--report", "--frames", 3)
+    result = ccg(folder / "m.pt", folder / "cg.trr", "-o", folder / "x.trr", *arguments)
+    assert result.exit_code == 0, result.output
+    with np.load(folder / "x.npz") as table:
+        assert np.isnan(table["log_choice"]).all()
+        assert np.isfinite(table["log_q"]).all()
+        assert table["bead_deviation_nm"].max() == 0.0
+    assert json.loads((folder / "x.card.json").read_text())["card"]["sweeps"] == 2
+
+
 def test_an_interrupted_restoration_goes_on_to_the_same_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(folder / "m.pt")
     monkeypatch.setattr("ccg_gmx.backmap.restore.CHUNK_ATOMS", 3 * 32 * 4)
@@ -165,6 +176,7 @@ def test_a_box_that_is_not_that_of_the_chain_is_refused(folder: Path) -> None:
         (["--weights"], "--weights without --tpr"),
         (["--structure", "conf.gro"], "--structure without --tpr"),
         (["--minimise", "no.top"], "no such file"),
+        (["--weights", "--sweeps", "1"], "--weights with --sweeps"),
     ],
 )
 def test_options_that_need_more_are_refused(folder: Path, arguments: list[str], words: str) -> None:

@@ -84,6 +84,7 @@ def make_card(
         "samples": samples,
         "candidates": restorer.candidates,
         "rounds": restorer.rounds,
+        "sweeps": restorer.sweeps,
         "seconds_per_frame": seconds / len(flat),
         "clash_fraction_fine": float(np.mean(clash_counts(contact_rules(system.atoms), fine) > 0)),
         "diversity_nm": diversity_nm(positions, system.beads[: 0 if system.centres else None]),

@@ -213,7 +213,12 @@ class Target:
 
 
 def load_target(
-    model: Path, tpr: Path | None = None, structure: Path | None = None, candidates: int = 8, rounds: int = 2
+    model: Path,
+    tpr: Path | None = None,
+    structure: Path | None = None,
+    candidates: int = 8,
+    rounds: int = 2,
+    sweeps: int = 0,
 ) -> Target:
     """Read a model and what to restore with it.
 
@@ -223,6 +228,7 @@ def load_target(
         structure: reference of the other topology.
         candidates: draws of each block of which one is taken.
         rounds: the same of whole frames.
+        sweeps: of side chains when all the rest stands; without weights.
 
     Raises:
         SettingsError: another topology without a reference structure.
@@ -234,9 +240,9 @@ def load_target(
     system = _restored_system(found, source, tpr, structure)
     own = system is found.system
     return Target(
-        Sampler(found.flow, system, candidates, rounds),  # refuses kinds that the model does not know
+        Sampler(found.flow, system, candidates, rounds, sweeps),  # refuses kinds that the model does not know
         "" if source is None else source.note,
-        lambda: _file_energy(tpr, "" if source is None else source.note),
+        lambda: _file_energy(tpr, "" if source is None else source.note) if not sweeps else _no_weights(),
         lambda: read_held_out(model) if own else _no_held_out(),
     )
 
@@ -258,6 +264,14 @@ def _restored_system(
             expected="--structure FILE.gro, whose handedness the restored frames keep",
         )
     return _make(source, found.system.bead_names, _structure(structure, source.kept, source))
+
+
+def _no_weights() -> Energy:
+    raise SettingsError(
+        "--weights with --sweeps",
+        expected="one of them: the density of swept frames is not known",
+        remedy="leave out --sweeps, and raise --candidates",
+    )
 
 
 def _no_held_out() -> FloatArray:

@@ -19,12 +19,14 @@ class Restorer(Protocol):
         system: atoms and beads.
         candidates: draws of each block of which one is taken.
         rounds: the same of whole frames.
+        sweeps: of side chains when all the rest stands; frames have no weights then.
         rules: what counts as a clash.
     """
 
     system: BackmapSystem
     candidates: int
     rounds: int
+    sweeps: int
     rules: ContactRules
 
     def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:

@@ -149,6 +149,8 @@ def _train_text(facts: dict[str, Any], out: Path) -> str:
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Fine frames per coarse one.")
 @click.option("--candidates", type=click.IntRange(min=1), default=8, show_default=True, help="Draws of each block.")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True, help="Draws of each frame.")
+@click.option("--sweeps", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Times side chains are drawn anew when all stands: fewer overlaps, no weights.")  # fmt: skip
 @click.option("--weights", is_flag=True, help="Energies and log-weights; needs --tpr of the molecule in vacuum.")
 @click.option("--tpr", type=click.Path(path_type=Path), default=None, help="Run input: energies, or another molecule.")
 @click.option("--structure", type=click.Path(path_type=Path), default=None, help="Reference of another molecule.")
@@ -175,7 +177,8 @@ def backmap_restore(model: Path, coarse: Path, out: Path, as_json: bool, quiet: 
     from ccg_gmx.backmap.jobs_restore import RestoreRequest, restore_from_files
     from ccg_gmx.report.backmap_page import write_card
 
-    target = _target(model, **{name: options.pop(name) for name in ("tpr", "structure", "candidates", "rounds")})
+    how = {name: options.pop(name) for name in ("tpr", "structure", "candidates", "rounds", "sweeps")}
+    target = _target(model, **how)
     request = RestoreRequest(coarse, out, **options)
     with progress_bar("restore", quiet) as bar:
         facts, card = restore_from_files(request, target, bar)
@@ -184,14 +187,14 @@ def backmap_restore(model: Path, coarse: Path, out: Path, as_json: bool, quiet: 
     click.echo(json.dumps(facts, indent=1) if as_json else _restore_text(facts))
 
 
-def _target(model: Path, tpr: Path | None, structure: Path | None, candidates: int, rounds: int) -> Target:
+def _target(model: Path, tpr: Path | None, structure: Path | None, candidates: int, rounds: int, sweeps: int) -> Target:
     """What restores: a model file, or the flows of a finished run."""
     from ccg_gmx.errors import SettingsError
 
     if not model.is_dir():
         from ccg_gmx.backmap.jobs import load_target
 
-        return load_target(model, tpr, structure, candidates, rounds)
+        return load_target(model, tpr, structure, candidates, rounds, sweeps)
     if tpr is not None or structure is not None:
         raise SettingsError(
             f"--{'tpr' if tpr else 'structure'} with the run folder {model}",

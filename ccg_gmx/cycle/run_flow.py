@@ -71,6 +71,7 @@ class CycleRestorer:
         atoms = Atoms.of_topology(system.topology)
         self.system: BackmapSystem = make_system_at(atoms, system.beads, system.bead_names, system.structure)
         self.candidates = self.rounds = 1
+        self.sweeps = 0
         self.rules = contact_rules(atoms)
 
     @torch.no_grad()

@@ -45,6 +45,7 @@ class Restoration(Settings):
     samples: int = Field(default=1, ge=1, description="restored frames of each coarse one")
     candidates: int = Field(default=8, ge=1, description="draws of each block, of which one without overlaps is taken")
     rounds: int = Field(default=2, ge=1, description="the same of whole frames")
+    sweeps: int = Field(default=0, ge=0, description="times side chains are drawn anew when all the rest stands")
     frames: int | None = Field(default=None, ge=1, description="at most so many coarse frames [all]")
     format: Literal["xtc", "trr"] = Field(default="xtc", description="kind of the restored trajectory")
 

@@ -69,7 +69,7 @@ class BackmapRun:
         settings = self.workflow.restore.model_dump()
         coarse = {} if self.workflow.coarse is None else {"coarse": self.workflow.coarse}
         restored = self._one("restore", stages.restore, settings, {"model": model, **coarse})
-        how = self.workflow.restore.model_dump(include={"candidates", "rounds"})
+        how = self.workflow.restore.model_dump(include={"candidates", "rounds", "sweeps"})
         card = self._one("card", stages.score, {**how, "samples": DIVERSITY_SAMPLES}, {"model": model})
         minimised = self._minimise(model, restored)
         used = tuple(dict.fromkeys(self.store.used))

@@ -12,7 +12,7 @@ import numpy as np
 from ccg_gmx.backmap.card import make_card
 from ccg_gmx.backmap.card_file import save_card
 from ccg_gmx.backmap.checkpoint import load_model
-from ccg_gmx.backmap.jobs import TrainRequest, load_target, read_held_out, train_from_files
+from ccg_gmx.backmap.jobs import Target, TrainRequest, load_target, read_held_out, train_from_files
 from ccg_gmx.backmap.minimise import minimise_frames
 from ccg_gmx.backmap.model import BackmapSettings
 from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
@@ -118,11 +118,11 @@ def restore(work: Work) -> None:
     """Restore coarse frames; a killed restoration goes on where it was.
 
     Inputs: model, and coarse (a trajectory) unless the beads of the held-out fine frames are restored.
-    Settings: samples, candidates, rounds, frames, format. Writes restored/restored.xtc (or .trr), restored.npz,
+    Settings: samples, candidates, rounds, sweeps, frames, format. Writes restored/restored.xtc (or .trr), restored.npz,
     restored.json.
     """
     given, model = work.settings, work.inputs["model"] / MODEL
-    restorer = load_target(model, candidates=given["candidates"], rounds=given["rounds"]).restorer
+    restorer = _target(model, given).restorer
     coarse = work.inputs.get("coarse") or _held_out_beads(work.folder / "beads.trr", model)
     settings = RestoreSettings(samples=given["samples"], seed=work.seed, frames=given["frames"])
     out = work.folder / RESTORED / f"{RESTORED}.{given['format']}"
@@ -131,6 +131,10 @@ def restore(work: Work) -> None:
         restore_trajectory(restorer, coarse, out, settings, progress=lambda done, _: work.progress(*_steps(done)))
     with np.load(out.with_suffix(".npz"), allow_pickle=False) as table:
         write_json(work.folder / "restored.json", finite(_facts(table, given["samples"])))
+
+
+def _target(model: Path, how: Mapping[str, Any]) -> Target:
+    return load_target(model, candidates=how["candidates"], rounds=how["rounds"], sweeps=how["sweeps"])
 
 
 def _steps(done: float) -> tuple[int, int]:
@@ -163,10 +167,10 @@ def _facts(table: Any, samples: int) -> dict[str, Any]:
 def score(work: Work) -> None:
     """Make the score card on held-out fine frames.
 
-    Inputs: model. Settings: samples, candidates, rounds. Writes card.json.
+    Inputs: model. Settings: samples, candidates, rounds, sweeps. Writes card.json.
     """
     given = work.settings
-    target = load_target(work.inputs["model"] / MODEL, candidates=given["candidates"], rounds=given["rounds"])
+    target = _target(work.inputs["model"] / MODEL, given)
     card = make_card(
         target.restorer,
         target.held_out(),
