@@ -160,7 +160,15 @@ def model(tmp_path: Path) -> Path:
 
 
 def restore_job(model: Path, **more: Any) -> Job:
-    settings = {"samples": 2, "candidates": 4, "rounds": 1, "frames": None, "format": "trr", **more.pop("settings", {})}
+    settings = {
+        "samples": 2,
+        "candidates": 4,
+        "rounds": 1,
+        "sweeps": 0,
+        "frames": None,
+        "format": "trr",
+        **more.pop("settings", {}),
+    }
     return Job("restore", stages.restore, settings, {"model": model, **more}, seed=5)
 
 
