@@ -27,7 +27,7 @@ from ccg_gmx.backmap.system import (
     names_a_file,
     relabelled,
 )
-from ccg_gmx.backmap.train import BackmapTraining, train_backmap
+from ccg_gmx.backmap.train import BackmapTraining, state_paths, train_backmap
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
@@ -119,7 +119,9 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
             save_model(BackmapModel(flow, system, {**facts, "losses": losses}, file), request.out)
             chosen = trained.held_out[:: max(1, -(-len(trained.held_out) // HELD_OUT_FRAMES))]
             _save_held_out(held_out_path(request.out), frames[chosen].numpy())
-            state.unlink(missing_ok=True)
+            for path in state_paths(state):
+                if path is not None:
+                    path.unlink(missing_ok=True)
     return facts
 
 

@@ -2,7 +2,8 @@
 
 What blocks see does not depend on the parameters, so it is computed once. Colours are taken in order or, less often, in
 reverse, so that every kind learns both roles: to be drawn before and after its neighbours. Kinds share no parameters,
-so each has its own batches, its own best parameters and its own end; the step and the learning rate are common.
+so each has its own batches, its own best parameters and its own end; the step and the learning rate are common. A
+second pass polishes the best parameters, with small steps and large batches.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ FIT_FRAMES = 2000
 """Frames that whitening is fitted to, at most."""
 CHUNK = 64
 """Frames whose features are computed at once."""
+POLISH_RATE, POLISH_BATCH = 0.25, 4
+"""Learning rate and batch of the second pass over those of the first."""
 MEMORY_BYTES = 2 << 30
 """Of the features of all frames; beyond it frames are thinned."""
 
@@ -56,6 +59,28 @@ class BackmapTraining(OptimiserSettings):
     held_out_fraction: float = Field(default=0.15, ge=0, lt=1, description="Of each file, one block in time.")
     held_out_every: int = Field(default=50, ge=1, description="Steps between looks at the held-out frames.")
     patience: int = Field(default=6, ge=1, description="Looks without a better held-out likelihood before a kind ends.")
+    polish: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Steps of a second pass, slow and with large batches, over steps.",
+    )
+
+    def of_polish(self) -> BackmapTraining:
+        """Settings of the second pass.
+
+        A kind mostly ends while the learning rate is high, with parameters that are still shaken by single batches.
+        Stiff combinations of coordinates, the closing angle of a ring for one, are too wide then.
+        """
+        return self.model_copy(
+            update={
+                "steps": max(1, round(self.polish * self.steps)),
+                "batch": POLISH_BATCH * self.batch,
+                "least_blocks": POLISH_BATCH * self.least_blocks,
+                "learning_rate": POLISH_RATE * self.learning_rate,
+                "warm_up": min(self.warm_up, 10),
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +201,39 @@ def train_backmap(
     kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype) if len(held_out) else None
     digest = _digest(positions, settings, system)
     curves = ("train", "held_out", *(_curve(k) for k in range(len(view.kinds))))
-    state = _State(cast(Any, flow), settings, seed, "backmap", digest, checkpoint, curves)
-    _Run(_Loss(flow, view), seen, kept, state, settings).run(progress)
-    state.restore_best()
+    loss, states = _Loss(flow, view), []
+    for k, (stage, path) in enumerate(zip(_passes(settings), state_paths(checkpoint), strict=False)):
+        state = _State(cast(Any, flow), stage, seed + k, f"backmap {k}", digest, path, curves)
+        _Run(loss, seen, kept, state, stage).run(_counted(progress, settings, k))
+        state.restore_best()
+        states.append(state)
     flow.to(torch.float64)
-    losses = {name: state.result()[name] for name in ("train", "held_out")}
-    return TrainedBackmap(losses, held_out, _facts(losses, seen, view, state.step, len(thinned), len(held_out)))
+    losses = {name: _joined(states, name) for name in ("train", "held_out")}
+    steps = sum(state.step for state in states)
+    return TrainedBackmap(losses, held_out, _facts(losses, seen, view, steps, len(thinned), len(held_out)))
+
+
+def _passes(settings: BackmapTraining) -> list[BackmapTraining]:
+    return [settings, settings.of_polish()] if settings.polish else [settings]
+
+
+def state_paths(checkpoint: Path | None) -> tuple[Path | None, Path | None]:
+    """Files that the two passes of a training go on from."""
+    return checkpoint, None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}.polish.pt")
+
+
+def _counted(progress: Progress | None, settings: BackmapTraining, number: int) -> Progress | None:
+    """Progress of a pass as that of all: an end by patience leaves a jump."""
+    if progress is None:
+        return None
+    steps = [stage.steps for stage in _passes(settings)]
+    return lambda step, _, message: progress(sum(steps[:number]) + step, sum(steps), message)
+
+
+def _joined(states: Sequence[TrainingState], name: str) -> FloatArray:
+    """Curves of all passes, without the first look of a later one: it is the best of the one before."""
+    parts = [state.result()[name] for state in states]
+    return np.concatenate([part[int(k > 0 and name == "held_out") :] for k, part in enumerate(parts)])
 
 
 def _curve(kind: int) -> str:
