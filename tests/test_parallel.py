@@ -120,7 +120,7 @@ def test_two_runs_at_once(gmx: Gmx, alanine_tpr: Path, tmp_path: Path) -> None:
 
 PATIENCE_S = 120.0
 POOL = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from ccg_gmx.engine.parallel import run_all
 import ccg_gmx.engine.gromacs
@@ -130,6 +130,7 @@ def sleep(folder):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     run_all(sleep, [sys.argv[1]] * 2, 2)
 """
 
