@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccg_gmx.backmap.contacts import clash_counts, contact_rules
+from ccg_gmx.backmap.contacts import clash_counts
 from ccg_gmx.backmap.restore import Energy, Progress
 from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.score import (
@@ -86,7 +86,7 @@ def make_card(
         "rounds": restorer.rounds,
         "sweeps": restorer.sweeps,
         "seconds_per_frame": seconds / len(flat),
-        "clash_fraction_fine": float(np.mean(clash_counts(contact_rules(system.atoms), fine) > 0)),
+        "clash_fraction_fine": float(np.mean(clash_counts(restorer.rules, fine) > 0)),
         "diversity_nm": diversity_nm(positions, system.beads[: 0 if system.centres else None]),
         "rotamers": rotamers(system, fine, flat),
         "log_q_held_out_mean": float(inside.mean()),

@@ -239,12 +239,13 @@ def load_target(
     if tpr is None and structure is not None:
         raise SettingsError("--structure without --tpr", expected="both, for another molecule")
     source = None if tpr is None else _source_for(found, tpr)
+    note = "" if source is None else source.note
     system = _restored_system(found, source, tpr, structure)
     own = system is found.system
     return Target(
         Sampler(found.flow, system, candidates, rounds, sweeps),  # refuses kinds that the model does not know
-        "" if source is None else source.note,
-        lambda: _file_energy(tpr, "" if source is None else source.note) if not sweeps else _no_weights(),
+        note,
+        lambda: _no_weights() if sweeps else _file_energy(tpr, note),
         lambda: read_held_out(model) if own else _no_held_out(),
     )
 

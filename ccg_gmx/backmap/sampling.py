@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccg_gmx.backmap import features
 from ccg_gmx.backmap.contacts import (
@@ -218,12 +218,8 @@ class Sampler:
 
     def fingerprint(self) -> str:
         """Hash of what decides on the draws of one generator."""
-        digest = hashlib.sha256(
-            f"{self.candidates} {self.rounds} {self.sweeps} {' '.join(self.system.atoms.names)}".encode()
-        )
-        for value in self.flow.state_dict().values():
-            digest.update(value.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        words = f"{self.candidates} {self.rounds} {self.sweeps} {' '.join(self.system.atoms.names)}"
+        return fingerprint_of(words, self.flow)
 
     def _cost(self, draws: Draws) -> Tensor:
         """kT that a frame pays for its clashes, ``[T]``."""
@@ -332,6 +328,15 @@ class Sampler:
             wrong = placement.wrong_handed(atoms).view(*many.shape[:2], -1)[:, :, part.handed]
             count.index_add_(2, part.handed_places, wrong.to(torch.int64))
         return (count == 0).numpy()
+
+
+def fingerprint_of(words: str, *flows: nn.Module) -> str:
+    """Hash of flows and of what else decides, in words."""
+    digest = hashlib.sha256(words.encode())
+    for flow in flows:
+        for value in flow.state_dict().values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _members(kind: KindView, members: np.ndarray) -> KindView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ccg_gmx.backmap.contacts import contact_rules
 from ccg_gmx.backmap.jobs import Target, reduced_energy
-from ccg_gmx.backmap.sampling import Draws
+from ccg_gmx.backmap.sampling import Draws, fingerprint_of
 from ccg_gmx.backmap.system import Atoms, BackmapSystem, make_system_at
 from ccg_gmx.cycle.finished import FinishedRun
 from ccg_gmx.cycle.stages.fine import load_split
@@ -107,8 +106,4 @@ class CycleRestorer:
 
     def fingerprint(self) -> str:
         """Hash of what decides on the draws of one generator."""
-        digest = hashlib.sha256(b"cycle")
-        for flow in self.flows:
-            for value in flow.state_dict().values():
-                digest.update(value.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of("cycle", *self.flows)

@@ -127,8 +127,8 @@ class BackmapWorkflow(Settings):
             SettingsError: if one of the files or packages does not exist.
         """
         update: dict[str, Any] = {"topology": find_input(self.topology, base, "topology")}
-        if names_a_file(self.beads):
-            update["beads"] = str(resolve_input(Path(self.beads), base, "beads"))
+        if self.mapping_file is not None:
+            update["beads"] = str(resolve_input(self.mapping_file, base, "beads"))
         update["trajectories"] = tuple(find_input(path, base, "trajectories") for path in self.trajectories)
         for name in ("structure", "coarse"):
             if (path := getattr(self, name)) is not None:
