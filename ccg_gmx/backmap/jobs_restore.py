@@ -13,7 +13,7 @@ import numpy as np
 from ccg_gmx.backmap.card import Card, make_card
 from ccg_gmx.backmap.jobs import Target
 from ccg_gmx.backmap.minimise import minimise_frames
-from ccg_gmx.backmap.restore import Energy, Progress, RestoreSettings, restore_trajectory
+from ccg_gmx.backmap.restore import Energy, Progress, RestoreSettings, restore_trajectory, table_facts
 from ccg_gmx.free_energy.diagnostics import kish_fraction
 from ccg_gmx.records import FloatArray
 
@@ -79,14 +79,8 @@ def restore_from_files(
 
 
 def _facts(table: dict[str, FloatArray], seconds: float, request: RestoreRequest, target: Target) -> dict[str, Any]:
-    finite = table["log_q"][np.isfinite(table["log_q"])]
     return {
-        "frames": len(table["log_q"]),
-        "max_bead_deviation_nm": float(table["bead_deviation_nm"].max()),
-        "chirality_errors": int(table["chirality_errors"].sum()),
-        "clash_fraction": float(np.mean(table["clashes"] > 0)),
-        "log_q_mean": float(finite.mean()) if len(finite) else float("nan"),
-        "unreachable_fraction": 1.0 - len(finite) / len(table["log_q"]),
+        **table_facts(table),
         "seconds_per_frame": seconds / len(table["log_q"]),
         "note": target.note,
         "files": [str(request.out), str(request.out.with_suffix(".npz"))],

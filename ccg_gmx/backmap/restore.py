@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,20 @@ def restore_trajectory(
         journal.discard()
         raise
     return journal.finish()
+
+
+def table_facts(table: Mapping[str, FloatArray]) -> dict[str, Any]:
+    """What the table of restored frames says of all of them; means are nan where no bridge reaches."""
+    log_q = table["log_q"]
+    reached = log_q[np.isfinite(log_q)]
+    return {
+        "frames": len(log_q),
+        "max_bead_deviation_nm": float(table["bead_deviation_nm"].max()),
+        "chirality_errors": int(table["chirality_errors"].sum()),
+        "clash_fraction": float(np.mean(table["clashes"] > 0)),
+        "log_q_mean": float(reached.mean()) if len(reached) else math.nan,
+        "unreachable_fraction": 1.0 - len(reached) / len(log_q),
+    }
 
 
 def _restore(

@@ -15,13 +15,12 @@ from ccg_gmx.backmap.checkpoint import load_model
 from ccg_gmx.backmap.jobs import Target, TrainRequest, load_target, read_held_out, train_from_files
 from ccg_gmx.backmap.minimise import minimise_frames
 from ccg_gmx.backmap.model import BackmapSettings
-from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
+from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory, table_facts
 from ccg_gmx.backmap.train import BackmapTraining
 from ccg_gmx.cycle.stages.fine import find_gmx, run_in_stage
 from ccg_gmx.cycle.store import Work, finite, write_json
 from ccg_gmx.engine.mdp import fine_run
 from ccg_gmx.molecule.trajectory import write_trr
-from ccg_gmx.records import FloatArray
 
 MODEL = "model.pt"
 RESTORED = "restored"
@@ -130,7 +129,9 @@ def restore(work: Work) -> None:
     if not out.is_file():
         restore_trajectory(restorer, coarse, out, settings, progress=lambda done, _: work.progress(*_steps(done)))
     with np.load(out.with_suffix(".npz"), allow_pickle=False) as table:
-        write_json(work.folder / "restored.json", finite(_facts(table, given["samples"])))
+        facts = table_facts(table)
+    more = {"coarse_frames": facts["frames"] // given["samples"], "samples": given["samples"]}
+    write_json(work.folder / "restored.json", finite(facts | more))
 
 
 def _target(model: Path, how: Mapping[str, Any]) -> Target:
@@ -146,22 +147,6 @@ def _held_out_beads(path: Path, model: Path) -> Path:
     beads = load_model(model).system.bead_positions(read_held_out(model))
     write_trr(path, beads, np.arange(float(len(beads))), np.zeros((3, 3)))
     return path
-
-
-def _facts(table: Any, samples: int) -> dict[str, Any]:
-    """What the table of restored frames says."""
-    log_q: FloatArray = table["log_q"]
-    reached = np.isfinite(log_q)
-    return {
-        "frames": len(log_q),
-        "coarse_frames": len(log_q) // samples,
-        "samples": samples,
-        "max_bead_deviation_nm": float(table["bead_deviation_nm"].max()),
-        "chirality_errors": int(table["chirality_errors"].sum()),
-        "clash_fraction": float(np.mean(table["clashes"] > 0)),
-        "log_q_mean": float(log_q[reached].mean()) if reached.any() else None,
-        "unreachable_fraction": 1.0 - float(reached.mean()),
-    }
 
 
 def score(work: Work) -> None:
