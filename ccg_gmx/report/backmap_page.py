@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ccg_gmx.backmap.card import Card
 from ccg_gmx.backmap.score import ClassScore
+from ccg_gmx.cycle.store import finite
 from ccg_gmx.errors import StoreError
 from ccg_gmx.records import FloatArray
 from ccg_gmx.report import style
@@ -44,8 +45,8 @@ def write_card(card: Card, facts: dict[str, Any], out: Path) -> list[str]:
     """
     text, site = (out.with_name(f"{out.stem}.card.{kind}") for kind in ("json", "html"))
     content = {
-        "card": _finite(card.numbers),
-        "restored": _finite({k: v for k, v in facts.items() if k != "card"}),
+        "card": finite(card.numbers),
+        "restored": finite({k: v for k, v in facts.items() if k != "card"}),
         "classes": [
             {"kind": s.kind, "name": s.name, "js": s.js, "floor": s.floor, "fine": s.fine} for s in card.classes
         ],
@@ -58,14 +59,6 @@ def write_card(card: Card, facts: dict[str, Any], out: Path) -> list[str]:
     except OSError as error:
         raise StoreError(f"{text} cannot be written ({error.strerror})", remedy="choose another -o") from error
     return [str(text), str(site)]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _page(card: Card, facts: dict[str, Any], out: Path) -> str:
