@@ -17,7 +17,7 @@ from ccg_gmx.molecule.bead_file import MappingFile
 from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.molecule.mapping import BeadMapping
 
-FORMAT, VERSION = "ccg_gmx.backmap", 3
+FORMAT, VERSION = "ccg_gmx.backmap", 4
 
 
 @dataclass(frozen=True, eq=False)

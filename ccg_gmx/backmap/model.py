@@ -39,12 +39,14 @@ LARGEST_FEATURE = 8.0
 class BackmapSettings(Settings):
     """Shape of the flow."""
 
-    width: int = Field(default=64, ge=4, description="Hidden width of what makes a context of what a block sees.")
-    context: int = Field(default=32, ge=4, description="Numbers of the context that the flow of a kind is given.")
-    couplings: int = Field(default=2, ge=0, description="Spline couplings of each kind.")
-    bins: int = Field(default=8, ge=2, le=200, description="Bins of the splines.")
-    flow_width: int = Field(default=40, ge=2, description="Hidden width of the conditioners of a kind.")
-    lower_width: int = Field(default=8, ge=2, description="Hidden width of those of its covariance.")
+    width: int = Field(default=96, ge=4, description="Hidden width of what makes a context of what a block sees.")
+    context: int = Field(default=48, ge=4, description="Numbers of the context that the flow of a kind is given.")
+    couplings: int = Field(default=0, ge=0, description="Spline couplings of each kind: for very many frames.")
+    bins: int = Field(default=16, ge=2, le=200, description="Bins of the splines.")
+    flow_width: int = Field(default=64, ge=2, description="Hidden width of the conditioners of a kind.")
+    lower_width: int = Field(
+        default=2, ge=2, description="Hidden width of those of its correlations, which depend little on surroundings."
+    )
     seed: int = Field(default=0, ge=0, description="Of the initial weights.")
 
     def of_kind(self) -> FlowSettings:
@@ -57,6 +59,7 @@ class BackmapSettings(Settings):
             coupling_width=self.flow_width,
             circle_width=self.flow_width,
             depth=1,
+            bend=True,
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ccg_gmx.errors import TrajectoryError
 from ccg_gmx.flow.affine import ConditionalAffine
+from ccg_gmx.flow.bend import ProductShear
 from ccg_gmx.flow.layers import CircularAutoregressive, Path, RealLine, SplineCoupling, circle_features
 from ccg_gmx.flow.perceptron import slope_through
 from ccg_gmx.flow.splines import wrap
@@ -44,6 +45,9 @@ class FlowSettings(Settings):
     )
     coupling_width: int = Field(default=32, ge=2, description="Hidden width of the couplings' conditioners.")
     depth: int = Field(default=2, ge=1, description="Hidden layers of the conditioners.")
+    bend: bool = Field(
+        default=False, description="Bonds and angles follow the products of windowed torsions: for stiff rings."
+    )
     circle_width: int = Field(default=32, ge=2, description="Hidden width of the conditioners of circular coordinates.")
     harmonics: int = Field(
         default=4, ge=1, description="Fourier harmonics of each coarse torsion shown to the conditioners."
@@ -80,7 +84,7 @@ class ConditionalFlow(nn.Module):
     """Density of some internal coordinates given context features.
 
     Circular coordinates come first, by autoregressive circular splines on a uniform base; then all others, which live
-    on the whitened real line, by spline couplings and an affine map on a Gaussian base.
+    on the whitened real line, by spline couplings and an affine map on a Gaussian base and, if wanted, a product shear.
 
     Args:
         n_context: context features; the first ``n_steady`` of them are functions of s alone.
@@ -118,6 +122,7 @@ class ConditionalFlow(nn.Module):
         self.register_buffer("centre", torch.tensor([c.centre for c in circles], dtype=torch.float64).view(-1, 1))
         self.register_buffer("period", torch.tensor([c.width for c in circles], dtype=torch.float64).view(-1, 1))
         self.line = RealLine(lines)
+        self.bend = _bend(lines) if settings.bend else None
         if self.n_circles:
             self.circle = CircularAutoregressive(
                 self.n_circles, n_context, settings.bins, settings.circle_width, generator
@@ -174,7 +179,7 @@ class ConditionalFlow(nn.Module):
                 lines, log_det = layer.push(lines, context)
                 log_q = log_q - log_det
             lines, affine_det = self.affine.push(lines, context, steady)
-            lines, line_det = self.line.push(lines)
+            lines, line_det = self.line.push(lines if self.bend is None else self.bend.push(lines))
             log_q = log_q - affine_det - line_det
         return torch.cat([circles, lines]).index_select(0, self.restore), log_q
 
@@ -199,6 +204,8 @@ class ConditionalFlow(nn.Module):
                 lines, log_det, by_lines, change = layer.push_path(lines, context, by_lines)
                 log_q, by_context = log_q - log_det, by_context + change
             white, affine_det, by_lines, change = self.affine.push_path(lines, context, steady, by_lines)
+            if self.bend is not None:
+                by_lines, white = self.bend.push_slope(white, by_lines), self.bend.push(white)
             lines, line_det = self.line.push(white)
             by_lines = self.line.push_slope(white, lines, by_lines)
             log_q, by_context = log_q - affine_det - line_det, by_context + change
@@ -225,6 +232,8 @@ class ConditionalFlow(nn.Module):
             return log_q
         inside = self.line.contains(lines)
         w, line_det = self.line.pull(torch.where(inside, lines, self._inner_point()))
+        if self.bend is not None:
+            w = self.bend.pull(w)
         w, affine_det = self.affine.pull(w, context, steady)
         log_q = log_q + line_det + affine_det
         for layer in reversed(self.couplings):
@@ -260,6 +269,9 @@ class ConditionalFlow(nn.Module):
         if not self.n_lines:
             return
         w = self.line.fit(x.index_select(0, self.order)[self.n_circles :])
+        if self.bend is not None:
+            self.bend.fit(w)
+            w = self.bend.pull(w)
         # A ridge keeps the covariance positive definite when there are fewer frames than coordinates.
         ridge = min(1.0, 1e-6 + (0.5 * self.n_lines / w.shape[1] if ridge is None else ridge))
         covariance = (1.0 - ridge) * (w @ w.T / w.shape[1])
@@ -287,6 +299,13 @@ class ConditionalFlow(nn.Module):
                 expected=f"a value inside its support ({c.support}, {_interval(c)})",
                 remedy="check that topology and trajectory belong together, or widen the support of this coordinate",
             )
+
+
+def _bend(lines: Sequence[Coordinate]) -> ProductShear | None:
+    """Shear of bonds and angles by windowed torsions, where there are both."""
+    steering = [k for k, c in enumerate(lines) if c.support == "window"]
+    moved = [k for k, c in enumerate(lines) if c.support != "window"]
+    return ProductShear(moved, steering) if moved and steering else None
 
 
 def _interval(c: Coordinate) -> str:
