@@ -5,7 +5,6 @@ Every step is a stage in the store (see store.py), so running again with the sam
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +13,13 @@ from typing import Any
 
 from ccg_gmx.cycle.config import Workflow
 from ccg_gmx.cycle.proposal import cells_per_torsion
+from ccg_gmx.cycle.stage_runner import Bar, StageRunner
 from ccg_gmx.cycle.stages import coarse, draws, fine, learn, restore, surfaces
 from ccg_gmx.cycle.stages.hidden_modes import check_hidden_modes
-from ccg_gmx.cycle.store import Job, StageFunction, Store
+from ccg_gmx.cycle.store import StageFunction, Store
 from ccg_gmx.cycle.turns import Results, Turn, assess_turn, largest_error
 from ccg_gmx.cycle.views import load_fit, references, shown_surfaces
 from ccg_gmx.errors import CcgError, SettingsError
-
-Bar = Callable[[str, int], Any]
 
 
 @dataclass
@@ -33,6 +31,10 @@ class Cycle:
     bar: Bar | None = None
     log: Callable[[str], None] = lambda _: None
     inputs: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        engine = {"engine": self.workflow.engine.model_dump(mode="json")}
+        self._runner = StageRunner(self.store, self.workflow.seed, engine, self.bar, seed_bits=31)
 
     def run(self) -> Results:
         """Run, or resume, the whole cycle.
@@ -47,7 +49,9 @@ class Cycle:
         self._check_reference()
         self.inputs = self._prepare()
         flows = self._train_likelihood()
-        proposal = self._one("proposal", surfaces.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {})
+        proposal = self._runner.one(
+            "proposal", surfaces.first_proposal, {"grid": self._cells(), "n_s": self._n_s()}, {}
+        )
         turns: list[Turn] = []
         drawn: list[list[Path]] = []
         previous: Path | None = None
@@ -76,7 +80,7 @@ class Cycle:
         model, walkers = self._coarse_model(flows, surface, before, "final", self.workflow.coarse_md.final_steps)
         turns.append(assess_turn(len(turns), self.workflow, final, surface, previous, walkers, final=True))
         self.log(turns[-1].words())
-        restored = self._one(
+        restored = self._runner.one(
             "restore",
             restore.restore_frames,
             {"frames": self.workflow.coarse_md.restored_frames},
@@ -110,7 +114,9 @@ class Cycle:
         if not settings.enabled:
             return None
         inputs = {**self.inputs, "surface": surface, **{f"flow{i}": flow for i, flow in enumerate(flows)}}
-        return self._one("hidden_modes", check_hidden_modes, {"hidden_modes": settings.model_dump(mode="json")}, inputs)
+        return self._runner.one(
+            "hidden_modes", check_hidden_modes, {"hidden_modes": settings.model_dump(mode="json")}, inputs
+        )
 
     def _check_reference(self) -> None:
         """Find out before the first step of MD whether the reference can be compared with this run's surface."""
@@ -132,14 +138,14 @@ class Cycle:
         """Resolve the system, run the fine MD and split its frames."""
         workflow = self.workflow
         files = {"topology": workflow.topology, **local_includes(workflow.topology)}
-        system = self._one(
+        system = self._runner.one(
             "system", fine.make_system, workflow.system_facts(), {**files, "structure": workflow.structure}
         )
         runs = self._fine_runs(system, files)
         md = workflow.fine_md
         given = {f"given{i}": item.trajectory for i, item in enumerate(md.trajectories)}
         tprs = {f"tpr{i}": item.tpr for i, item in enumerate(md.trajectories)}
-        split = self._one(
+        split = self._runner.one(
             "split",
             fine.split_frames,
             {
@@ -157,7 +163,7 @@ class Cycle:
         inputs = {"system": system, "structure": self.workflow.structure, **files}
         walkers = {"walkers": md.walkers} if self.workflow.implicit_solvent is not None else {}
         jobs = [
-            self._job(
+            self._runner.job(
                 "fine_md",
                 fine.run_fine,
                 {
@@ -174,7 +180,7 @@ class Cycle:
             for start in md.starts
             for replicate in range(md.runs_per_start)
         ]
-        return self.store.run(jobs, self.bar) if jobs else []
+        return self._runner.many(jobs) if jobs else []
 
     def _train_likelihood(self) -> list[Path]:
         settings = {
@@ -212,7 +218,7 @@ class Cycle:
     def _final_draws(self, flows: list[Path], drawn: list[list[Path]], surface: Path) -> tuple[list[list[Path]], Path]:
         """Add rounds of draws, where and as many as the turns' draws advise, until the errors are small enough."""
         given, pilots, count = self.workflow.draws, drawn[-1], len(drawn)
-        plan = self._one(
+        plan = self._runner.one(
             "plan",
             draws.plan_draws,
             {
@@ -229,7 +235,7 @@ class Cycle:
         )
         for index in range(given.final_rounds):
             jobs = [
-                self._job(
+                self._runner.job(
                     "draws",
                     draws.make_final_draws,
                     {"points": given.final_points // len(flows), "member": member, "chunk": given.chunk},
@@ -238,7 +244,7 @@ class Cycle:
                 )
                 for member, inputs in enumerate(self._with_flow(flows))
             ]
-            drawn = [*drawn, self.store.run(jobs, self.bar)]
+            drawn = [*drawn, self._runner.many(jobs)]
             surface = self._surface(drawn, first_new=count)
             shown = shown_surfaces(load_fit(surface), self.workflow).values()
             if largest_error(shown, self.workflow.diagnostics.f_cap_kT) <= given.error_tolerance_kT:
@@ -262,7 +268,7 @@ class Cycle:
             "groups": len(drawn),
             "first_new": first_new,
         }
-        return self._one("surface", surfaces.make_surface, settings, {"system": self.inputs["system"], **inputs})
+        return self._runner.one("surface", surfaces.make_surface, settings, {"system": self.inputs["system"], **inputs})
 
     def _coarse_model(
         self, flows: list[Path], surface: Path, before: dict[str, Path], label: str, steps: int
@@ -278,7 +284,7 @@ class Cycle:
         beads = self._members("beads", learn.make_bead_draws, bead_settings, inputs, label)
         md = self.workflow.coarse_md
         run_settings = {"dt_ps": md.dt_ps, "output_every": md.output_every, "friction_time_ps": md.friction_time_ps}
-        model = self._one(
+        model = self._runner.one(
             "coarse_fit",
             coarse.fit_coarse,
             {
@@ -294,7 +300,7 @@ class Cycle:
             },
         )
         runs = [
-            self._job(
+            self._runner.job(
                 "coarse_md",
                 coarse.run_coarse,
                 {"steps": steps, "copies": md.copies, **run_settings},
@@ -303,8 +309,8 @@ class Cycle:
             )
             for index in range(md.runs)
         ]
-        folders = self.store.run(runs, self.bar)
-        joined = self._one(
+        folders = self._runner.many(runs)
+        joined = self._runner.one(
             "coarse_frames",
             coarse.gather_coarse,
             {"runs": md.runs},
@@ -321,31 +327,19 @@ class Cycle:
             "temperature_factor": given.temperature_factor,
             "members": self.workflow.cycle.members,
         }
-        return self._one("proposal", surfaces.next_proposal, settings, {"surface": surface, "coarse": walkers})
+        return self._runner.one("proposal", surfaces.next_proposal, settings, {"surface": surface, "coarse": walkers})
 
     def _range(self) -> range:
         return range(self.workflow.cycle.members)
-
-    def _seed(self, *labels: str) -> int:
-        """Return a 31-bit seed that depends on the workflow's seed and on what it is for, not on the order of calls."""
-        text = "\0".join((str(self.workflow.seed), *labels))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-    def _job(
-        self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path], label: str
-    ) -> Job:
-        context = {"engine": self.workflow.engine.model_dump(mode="json")}
-        return Job(name, function, settings, inputs, self._seed(name, label), context)
-
-    def _one(self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
-        return self.store.run([self._job(name, function, settings, inputs, "")], self.bar)[0]
 
     def _members(
         self, name: str, function: StageFunction, settings: dict[str, Any], inputs: list[dict[str, Path]], label: str
     ) -> list[Path]:
         """Run the same stage for every member of the ensemble, each with its own seed."""
-        jobs = [self._job(name, function, settings, given, f"{label} member {i}") for i, given in enumerate(inputs)]
-        return self.store.run(jobs, self.bar)
+        jobs = [
+            self._runner.job(name, function, settings, given, f"{label} member {i}") for i, given in enumerate(inputs)
+        ]
+        return self._runner.many(jobs)
 
 
 def local_includes(topology: Path) -> dict[str, Path]:

@@ -5,9 +5,7 @@ Every step is a stage in the store (see store.py), so running again with the sam
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ from ccg_gmx.backmap.jobs import TrainRequest
 from ccg_gmx.cycle.backmap import stages
 from ccg_gmx.cycle.backmap.config import BackmapWorkflow, FineDynamics
 from ccg_gmx.cycle.run import local_includes
-from ccg_gmx.cycle.store import Job, StageFunction, Store, storing
+from ccg_gmx.cycle.stage_runner import Bar, StageRunner, stage_seed
+from ccg_gmx.cycle.store import Store, storing
 from ccg_gmx.errors import SettingsError
-
-Bar = Callable[[str, int], Any]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class BackmapRun:
     """
 
     def __init__(self, workflow: BackmapWorkflow, store: Store, bar: Bar | None = None) -> None:
-        self.workflow, self.store, self.bar = workflow, store, bar
+        self.workflow, self.store = workflow, store
+        self._runner = StageRunner(store, workflow.seed, {"engine": workflow.engine.model_dump(mode="json")}, bar)
 
     def run(self) -> BackmapResults:
         """Run, or resume, everything.
@@ -68,9 +66,9 @@ class BackmapRun:
         model = self._train(fine)
         settings = self.workflow.restore.model_dump()
         coarse = {} if self.workflow.coarse is None else {"coarse": self.workflow.coarse}
-        restored = self._one("restore", stages.restore, settings, {"model": model, **coarse})
+        restored = self._runner.one("restore", stages.restore, settings, {"model": model, **coarse})
         how = self.workflow.restore.model_dump(include={"candidates", "rounds", "sweeps"})
-        card = self._one("card", stages.score, {**how, "samples": DIVERSITY_SAMPLES}, {"model": model})
+        card = self._runner.one("card", stages.score, {**how, "samples": DIVERSITY_SAMPLES}, {"model": model})
         minimised = self._minimise(model, restored)
         used = tuple(dict.fromkeys(self.store.used))
         return BackmapResults(self.workflow, tuple(fine), model, restored, card, minimised, used)
@@ -87,7 +85,7 @@ class BackmapRun:
         settings = {**training_settings(workflow), "files": len(fine) or len(workflow.trajectories)}
         if workflow.mapping_file is not None:  # its content counts, not where it lies
             inputs["mapping"], settings["beads"] = workflow.mapping_file, workflow.mapping_file.name
-        return self._one("train", stages.train, settings, inputs)
+        return self._runner.one("train", stages.train, settings, inputs)
 
     def _minimise(self, model: Path, restored: Path) -> Path | None:
         workflow, top = self.workflow, self.workflow.minimisation_topology
@@ -96,7 +94,7 @@ class BackmapRun:
         settings = workflow.minimise.model_dump(include={"frames", "steps"})
         settings["format"] = workflow.restore.format
         inputs = {"model": model, "restored": restored, "topology": top, **local_includes(top)}
-        return self._one("minimise", stages.minimise, settings, inputs)
+        return self._runner.one("minimise", stages.minimise, settings, inputs)
 
     def fine_runs(self) -> list[Path]:
         """Make the fine runs side by side, as far as there are workers; none where trajectories are given."""
@@ -107,25 +105,17 @@ class BackmapRun:
         inputs |= self._starts(md, {**inputs, "structure": workflow.structure})
         shared = md.model_dump(include={"temperature_K", "steps", "output_every", "cutoff_nm"})
         jobs = [
-            self._job("fine_md", stages.run_fine, {**shared, "index": k}, inputs, f"run {k}") for k in range(md.runs)
+            self._runner.job("fine_md", stages.run_fine, {**shared, "index": k}, inputs, f"run {k}")
+            for k in range(md.runs)
         ]
-        return self.store.run(jobs, self.bar)
+        return self._runner.many(jobs)
 
     def _starts(self, md: FineDynamics, inputs: dict[str, Path]) -> dict[str, Path]:
         """The input that fine runs start from."""
         if not md.hot_steps:
             return {"structure": inputs["structure"]}
         settings = md.model_dump(include={"hot_temperature_K", "hot_steps", "runs", "cutoff_nm"})
-        return {"starts": self._one("starts", stages.heat, settings, inputs)}
-
-    def _job(
-        self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path], label: str = ""
-    ) -> Job:
-        context = {"engine": self.workflow.engine.model_dump(mode="json")}
-        return Job(name, function, settings, inputs, _seed(self.workflow, name, label), context)
-
-    def _one(self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path]) -> Path:
-        return self.store.run([self._job(name, function, settings, inputs)], self.bar)[0]
+        return {"starts": self._runner.one("starts", stages.heat, settings, inputs)}
 
 
 def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = None) -> TrainRequest:
@@ -156,7 +146,7 @@ def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = Non
         trajectories=[run / "run.trr" for run in runs] or workflow.trajectories,
         structure=workflow.structure,
         settings=training_settings(workflow),
-        seed=_seed(workflow, "train", ""),  # that of the stage: the model is the same
+        seed=stage_seed(workflow.seed, "train", ""),  # that of the stage: the model is the same
         out=out,
     )
 
@@ -164,9 +154,3 @@ def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = Non
 def training_settings(workflow: BackmapWorkflow) -> dict[str, Any]:
     """Settings of a training, as JSON."""
     return workflow.model_dump(mode="json", include={"beads", "stride", "start_ps", "model", "training"})
-
-
-def _seed(workflow: BackmapWorkflow, *labels: str) -> int:
-    """Return a 30-bit seed that depends on the workflow's seed and on what it is for."""
-    text = "\0".join((str(workflow.seed), *labels))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 2

@@ -5,19 +5,17 @@ Every step is a stage in the store (see store.py), so running again with the sam
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ccg_gmx.cycle.run import local_includes
+from ccg_gmx.cycle.stage_runner import Bar, StageRunner
 from ccg_gmx.cycle.stages.series import run_series
-from ccg_gmx.cycle.store import Job, StageFunction, Store
+from ccg_gmx.cycle.store import StageFunction, Store
 from ccg_gmx.cycle.tables import stages
 from ccg_gmx.cycle.tables.config import TablesWorkflow
-
-Bar = Callable[[str, int], Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,9 @@ class TablesRun:
     def __init__(
         self, workflow: TablesWorkflow, store: Store, bar: Bar | None = None, log: Callable[[str], None] = print
     ) -> None:
-        self.workflow, self.store, self.bar, self.log = workflow, store, bar, log
+        self.workflow, self.log = workflow, log
+        context = {"engine": workflow.engine.model_dump(mode="json"), "threads": workflow.coarse_md.threads}
+        self._runner = StageRunner(store, workflow.seed, context, bar)
 
     def run(self) -> TablesResults:
         """Run, or resume, everything.
@@ -74,10 +74,12 @@ class TablesRun:
         models = self._many("tables", stages.make_model, {"beads": beads}, [self._request(name) for name in methods])
         final = self.workflow.final_steps or self.workflow.coarse_md.steps
         runs = [
-            self._one("coarse_md", stages.run_model, self._request(name, final), {"beads": beads, "model": model}, name)
+            self._runner.one(
+                "coarse_md", stages.run_model, self._request(name, final), {"beads": beads, "model": model}, name
+            )
             for name, model in zip(methods, models, strict=True)
         ]
-        export = self._one("export", stages.export_model, {}, {"beads": beads, "model": models[0]})
+        export = self._runner.one("export", stages.export_model, {}, {"beads": beads, "model": models[0]})
         names = [str(method) for method in methods]
         by_method = [dict(zip(names, folders, strict=True)) for folders in (models, runs)]
         return TablesResults(self.workflow, fine, beads, by_method[0], by_method[1], export)
@@ -88,7 +90,7 @@ class TablesRun:
             return None
         inputs = {"topology": workflow.topology, "structure": workflow.structure, **local_includes(workflow.topology)}
         inputs |= {f"mdp{index}": mdp for index, mdp in enumerate(workflow.fine_md.mdps)}
-        return self._one("fine_md", run_series, {"count": len(workflow.fine_md.mdps)}, inputs)
+        return self._runner.one("fine_md", run_series, {"count": len(workflow.fine_md.mdps)}, inputs)
 
     def _beads(self, fine: Path | None) -> Path:
         given = self.workflow.fine_md
@@ -98,7 +100,7 @@ class TablesRun:
         elif given.tpr is not None and given.trajectory is not None:
             inputs |= {"tpr": given.tpr, "trajectory": given.trajectory}
         forces = "fm" in self.workflow.methods
-        return self._one("map", stages.map_beads, {"discard_ps": given.discard_ps, "forces": forces}, inputs)
+        return self._runner.one("map", stages.map_beads, {"discard_ps": given.discard_ps, "forces": forces}, inputs)
 
     def _request(self, method: str, steps: int | None = None) -> dict[str, Any]:
         """Settings of a model, or of the run with it."""
@@ -116,26 +118,9 @@ class TablesRun:
             "run": run if steps is None else {**run, "steps": steps},
         }
 
-    def _seed(self, *labels: str) -> int:
-        """Return a 30-bit seed that depends on the workflow's seed and on what it is for; iterations add to it."""
-        text = "\0".join((str(self.workflow.seed), *labels))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 2
-
-    def _job(
-        self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path], label: str
-    ) -> Job:
-        engine = self.workflow.engine
-        context = {"engine": engine.model_dump(mode="json"), "threads": self.workflow.coarse_md.threads}
-        return Job(name, function, settings, inputs, self._seed(name, label), context)
-
-    def _one(
-        self, name: str, function: StageFunction, settings: dict[str, Any], inputs: dict[str, Path], label: str = ""
-    ) -> Path:
-        return self.store.run([self._job(name, function, settings, inputs, label)], self.bar)[0]
-
     def _many(
         self, name: str, function: StageFunction, inputs: dict[str, Path], settings: list[dict[str, Any]]
     ) -> list[Path]:
         """Run one stage per method side by side, as far as there are workers."""
-        jobs = [self._job(name, function, given, inputs, str(given["method"])) for given in settings]
-        return self.store.run(jobs, self.bar)
+        jobs = [self._runner.job(name, function, given, inputs, str(given["method"])) for given in settings]
+        return self._runner.many(jobs)
