@@ -48,7 +48,7 @@ def test_the_chignolin_workflow_is_valid_and_its_paths_are_absolute() -> None:
         ("trajectories=[a.xtc]", "give either trajectories or fine_md"),
         ("topology=md.tpr", "fine_md needs a .top as topology, and a structure"),
         ("structure=null", "fine_md needs a .top as topology, and a structure"),
-        ("fine_md.steps=800001", "steps must be a multiple of output_every = 1000"),
+        ("fine_md.steps=1600001", "steps must be a multiple of output_every = 2000"),
         ("training.held_out_fraction=0", "the score card is about held-out frames"),
         ("coarse=nowhere.xtc", "coarse: no file"),
         ("structure=nowhere.gro", "structure: no file"),

@@ -10,10 +10,8 @@ Around a bead that is the centre of a group, the group is a fragment; the bead i
 atoms, number N + k for bead k, and the group's first atom comes to its place with the others of its block.
 
 A block may see beads and blocks drawn earlier. The order has two parts: *depth*, because a placement may refer to atoms
-of other blocks; and within a depth *colour*, because blocks that share a bead are drawn one after the other, the later
-one seeing the earlier. Blocks of the first colour have a common neighbour, which must fit between them, so they are
-divided in the same way once more: in a chain every fourth block comes first, then those half-way between, then every
-other one. Any chain needs these three colours, so the number of passes is constant.
+of other blocks; and within a depth *colour*, because blocks that share a bead are drawn one after the other
+(:mod:`ccg_gmx.backmap.colours`).
 
 Blocks of one kind share one model. A kind is what the placement says of its atoms, as seen from the block's residue and
 without the residue's name: a peptide unit is the same between any two residues.
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ccg_gmx.backmap.colours import colour_blocks, passes_of
 from ccg_gmx.errors import TopologyError
 from ccg_gmx.molecule.coordinate import Coordinate
 from ccg_gmx.molecule.placement.plan import PlacementRow, Plan, inside_groups
@@ -35,8 +34,6 @@ WINDOW = 2
 """Beads of so many residues on either side are seen by name."""
 REACH = 4
 """Placed atoms within so many bonds of a block's beads are seen."""
-DIVISIONS = 1
-"""So many times the blocks of the first colour are divided."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +137,12 @@ class _BlockPlanner:
         owner = {atom: k for k, atoms in enumerate(fragments) for atom in atoms}
         depths = self._depths(fragments, owner)
         touched = [self._touched(atoms) for atoms in fragments]
-        colours = _colour(touched, depths)
+        colours = colour_blocks(touched, depths)
         blocks = [
             self._block(atoms, beads, depth, colour)
             for atoms, beads, depth, colour in zip(fragments, touched, depths, colours, strict=True)
         ]
-        stages, count = _stages(blocks)
+        stages, count = passes_of(depths, colours)
         owner = self._with_roots({self.rows[row].atom: k for k, block in enumerate(blocks) for row in block.rows})
         names = sorted({block.kind for block in blocks})
         members = {name: [k for k, block in enumerate(blocks) if block.kind == name] for name in names}
@@ -399,57 +396,3 @@ class _BlockPlanner:
         for _ in range(REACH):
             reached |= {j for i in reached for j in self.system.neighbours(i)}
         return reached
-
-
-def _colour(touched: Sequence[tuple[int, ...]], depths: Sequence[int]) -> list[int]:
-    """Colours by turn within a depth: blocks that share a bead differ, and the first colour is divided further."""
-    around = _neighbours(touched, depths)
-    colours = _greedy(range(len(touched)), around)
-    for _ in range(DIVISIONS):
-        first = [k for k, colour in enumerate(colours) if colour == 0 and around[k]]
-        beyond = {k: {j for i in around[k] for j in around[i]} - {k} for k in range(len(touched))}
-        parts = dict(zip(first, _greedy(first, [beyond[k] for k in range(len(touched))]), strict=True))
-        most: dict[int, int] = {}
-        for k in first:
-            most[depths[k]] = max(most.get(depths[k], 0), parts[k])
-        colours = [
-            parts.get(k, 0) if colour == 0 else colour + most.get(depths[k], 0) for k, colour in enumerate(colours)
-        ]
-    return colours
-
-
-def _neighbours(touched: Sequence[tuple[int, ...]], depths: Sequence[int]) -> list[set[int]]:
-    """Blocks of the same depth that share a bead, for each block."""
-    on: dict[tuple[int, int], list[int]] = {}
-    for k, (beads, depth) in enumerate(zip(touched, depths, strict=True)):
-        for bead in beads:
-            on.setdefault((depth, bead), []).append(k)
-    around: list[set[int]] = [set() for _ in touched]
-    for members in on.values():
-        for k in members:
-            around[k].update(members)
-    for k, own in enumerate(around):
-        own.discard(k)
-    return around
-
-
-def _greedy(blocks: Sequence[int], around: Sequence[set[int]]) -> list[int]:
-    """Smallest colour that no earlier neighbour has, for each of the blocks."""
-    found: dict[int, int] = {}
-    for k in blocks:
-        taken = {found[j] for j in around[k] if j in found}
-        found[k] = next(c for c in range(len(taken) + 1) if c not in taken)
-    return list(found.values())
-
-
-def _stages(blocks: Sequence[Block]) -> tuple[IntArray, int]:
-    """Passes ``[2, n]`` by (depth, colour), colours rising and falling, and their number."""
-    most = {block.depth: 0 for block in blocks}
-    for block in blocks:
-        most[block.depth] = max(most[block.depth], block.colour)
-    start, total = {}, 0
-    for depth in sorted(most):
-        start[depth], total = total, total + most[depth] + 1
-    rising = [start[block.depth] + block.colour for block in blocks]
-    falling = [start[block.depth] + most[block.depth] - block.colour for block in blocks]
-    return np.array([rising, falling], dtype=np.int64).reshape(2, len(blocks)), total
