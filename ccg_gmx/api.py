@@ -51,11 +51,11 @@ def run_workflow(
     """
     if isinstance(workflow, Path | str):
         workflow = load_any(Path(workflow), overrides)
-    engine = find_engine(workflow.engine)
+    gromacs = find_engine(workflow.engine).version if _needs_gromacs(workflow) else "not used"
     folder = Path(out).resolve()
     store = Store(folder, workflow.engine.runs_at_once)
     with store.lock(), storing(folder):
-        manifest = make_manifest(workflow, engine.version, command_line())
+        manifest = make_manifest(workflow, gromacs, command_line())
         write_json(folder / "manifest.json", manifest)
         quiet: Log = log or (lambda _: None)
         if isinstance(workflow, Workflow):
@@ -66,6 +66,10 @@ def run_workflow(
             summary = _run_tables(workflow, store, manifest, bar, quiet)
         store.sweep()
     return summary
+
+
+def _needs_gromacs(workflow: AnyWorkflow) -> bool:
+    return not isinstance(workflow, BackmapWorkflow) or workflow.needs_gromacs
 
 
 def _run_cycle(workflow: Workflow, store: Store, manifest: dict[str, Any], bar: Bar | None, log: Log) -> dict[str, Any]:

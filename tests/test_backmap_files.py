@@ -18,7 +18,7 @@ from MDAnalysis.lib.formats.libdcd import DCDFile
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
 from ccg_gmx.backmap.data import Source, read_fine
 from ccg_gmx.backmap.equivalent import pooled_names
-from ccg_gmx.backmap.jobs import _save_held_out, held_out_path
+from ccg_gmx.backmap.jobs import TrainRequest, _save_held_out, held_out_path, train_from_files
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.restore import RestoreSettings, restore_trajectory
 from ccg_gmx.backmap.sampling import Sampler
@@ -27,7 +27,8 @@ from ccg_gmx.backmap.system import relabelled
 from ccg_gmx.backmap.train import BackmapTraining, train_backmap
 from ccg_gmx.cli import main
 from ccg_gmx.cycle.restored_scores import restored_scores
-from ccg_gmx.errors import CheckpointError, StoreError
+from ccg_gmx.engine.settings import EngineSettings
+from ccg_gmx.errors import CheckpointError, StoreError, ToolMissingError
 from ccg_gmx.molecule.trajectory import read_frames, write_trr
 
 NAME, BEADS = "alanine_tripeptide", ("C", "N", "CA")
@@ -197,6 +198,14 @@ def test_training_needs_a_topology(folder: Path) -> None:
     assert "gives no atoms" in refused(ccg("train", folder / "empty.psf", folder / "cg.trr"))
 
 
+def test_training_dumps_a_run_input_with_the_gmx_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "md.tpr").touch()
+    engine = EngineSettings(gmx=str(tmp_path / "gmx"))
+    request = TrainRequest(tmp_path / "md.tpr", (), "ca", tmp_path / "m.pt", engine=engine)
+    with pytest.raises(ToolMissingError, match="no program at gmx: "):
+        train_from_files(request)
+
+
 def test_frames_of_a_dcd_are_all_read(tmp_path: Path) -> None:
     of = system(NAME, BEADS)
     x = frames(of, 3, 1).numpy()
@@ -320,7 +329,7 @@ def train_command(tpr: Path, trr: Path, out: Path) -> list[str]:
         "-o",
         str(out),
         "--steps",
-        "60",
+        "120",
         "--quiet",
         "--held-out",
         "0",

@@ -84,6 +84,13 @@ def test_trajectories_and_their_minimisation_need_topologies_of_their_own(tmp_pa
             load_any(tmp_path / "x.yaml")
 
 
+def test_trajectories_of_a_psf_need_no_gromacs() -> None:
+    given = {"kind": "backmap", "system": "x", "trajectories": ["x.dcd"], "topology": "x.psf"}
+    assert not BackmapWorkflow.model_validate(given).needs_gromacs
+    for more in ({"topology": "x.tpr"}, {"minimise": {"topology": "x.top"}}):
+        assert BackmapWorkflow.model_validate({**given, **more}).needs_gromacs
+
+
 def test_files_of_a_python_package_are_found() -> None:
     tests = pytest.importorskip("MDAnalysisTests", reason="MDAnalysisTests is not installed")
     workflow = load_any(ROOT / "workflows" / "adenylate_kinase_backmap.yaml")

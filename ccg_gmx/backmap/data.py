@@ -11,6 +11,7 @@ import numpy as np
 
 from ccg_gmx.backmap.system import Atoms
 from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import TopologyError, TrajectoryError
 from ccg_gmx.molecule.bead_file import MappingFile
 from ccg_gmx.molecule.frame_stream import FrameChoice, stream_frames
@@ -64,8 +65,12 @@ class FineFrames:
     time: FloatArray
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, engine: EngineSettings | None = None) -> Source:
     """Read atoms and bonds from a run input (.tpr), or from any topology with bonds that MDAnalysis reads (.psf).
+
+    Args:
+        path: of the file.
+        engine: says which GROMACS dumps a .tpr; None for the one that is found.
 
     Raises:
         TopologyError: missing, without bonds, or with nothing but solvent.
@@ -73,7 +78,7 @@ def read_source(path: Path) -> Source:
     path = Path(path)
     if not path.is_file():
         raise TopologyError(f"no file {path}", expected="a .tpr or .psf file", remedy="check the path")
-    atoms = _from_tpr(path) if path.suffix == ".tpr" else _from_mdanalysis(path)
+    atoms = _from_tpr(path, engine) if path.suffix == ".tpr" else _from_mdanalysis(path)
     solvent = np.array([name in SOLVENT for name in atoms.residue_names])
     kept = np.flatnonzero(~solvent)
     if not len(kept):
@@ -87,8 +92,13 @@ def read_source(path: Path) -> Source:
     return Source(atoms.take(kept), kept, len(atoms), note)
 
 
-def read_mapped_source(path: Path, file: MappingFile) -> Source:
+def read_mapped_source(path: Path, file: MappingFile, engine: EngineSettings | None = None) -> Source:
     """Read the molecules of a run input that a mapping file gives beads, and those beads.
+
+    Args:
+        path: of the run input.
+        file: the mapping.
+        engine: as in :func:`read_source`.
 
     Raises:
         TopologyError: no .tpr.
@@ -100,7 +110,7 @@ def read_mapped_source(path: Path, file: MappingFile) -> Source:
             expected="a .tpr, whose molecules the mapping names",
             remedy="gmx grompp writes a .tpr",
         )
-    dump = Gmx.find().dump(path)
+    dump = Gmx.find(engine).dump(path)
     system = map_system(file, read_molecule_types(dump))
     kept, beads = _kept_beads(system)
     atoms = Atoms.of_topology(parse_tpr_dump(dump))
@@ -132,8 +142,8 @@ def _kept_beads(system: SystemMapping) -> tuple[IntArray, BeadMapping]:
     return np.array(kept, dtype=np.int64), mapping
 
 
-def _from_tpr(path: Path) -> Atoms:
-    return Atoms.of_topology(parse_tpr_dump(Gmx.find().dump(path)))
+def _from_tpr(path: Path, engine: EngineSettings | None) -> Atoms:
+    return Atoms.of_topology(parse_tpr_dump(Gmx.find(engine).dump(path)))
 
 
 def _from_mdanalysis(path: Path) -> Atoms:

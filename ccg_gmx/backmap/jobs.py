@@ -29,6 +29,7 @@ from ccg_gmx.backmap.system import (
 )
 from ccg_gmx.backmap.train import BackmapTraining, state_paths, train_backmap
 from ccg_gmx.engine.gromacs import Gmx
+from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.errors import SettingsError, TopologyError, TrajectoryError
 from ccg_gmx.molecule.energy import ForceField
 from ccg_gmx.molecule.structure import read_structure
@@ -56,6 +57,7 @@ class TrainRequest:
         model: shape of the flow.
         training: settings.
         seed: of the held-out blocks and batches.
+        engine: says which GROMACS dumps a .tpr.
     """
 
     topology: Path
@@ -68,6 +70,7 @@ class TrainRequest:
     model: BackmapSettings = field(default_factory=BackmapSettings)
     training: BackmapTraining = field(default_factory=BackmapTraining)
     seed: int = 0
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 def train_from_files(request: TrainRequest, progress: Any = None, say: Any = None) -> dict[str, Any]:
@@ -84,7 +87,10 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
     say = say or (lambda line: None)
     file = read_mapping(request.beads) if names_a_file(request.beads) else None
     names = bead_names(request.beads) if file is None else mapped_names(file)
-    source = read_source(request.topology) if file is None else read_mapped_source(request.topology, file)
+    if file is None:
+        source = read_source(request.topology, request.engine)
+    else:
+        source = read_mapped_source(request.topology, file, request.engine)
     if source.note:
         say(source.note)
     fine = read_fine(source, request.trajectories, request.stride, request.start_ps)

@@ -115,6 +115,11 @@ class BackmapWorkflow(Settings):
         return Path(self.beads) if names_a_file(self.beads) else None
 
     @property
+    def needs_gromacs(self) -> bool:
+        """Whether anything is run by GROMACS: a .psf and trajectories do without."""
+        return self.fine_md is not None or self.minimise is not None or self.topology.suffix == ".tpr"
+
+    @property
     def minimisation_topology(self) -> Path | None:
         """The .top of the minimisation, if there is one."""
         given = self.minimise and self.minimise.topology

@@ -148,6 +148,7 @@ def training_request(workflow: BackmapWorkflow, out: Path, bar: Bar | None = Non
         settings=training_settings(workflow),
         seed=stage_seed(workflow.seed, "train", ""),  # that of the stage: the model is the same
         out=out,
+        engine=workflow.engine,
     )
 
 

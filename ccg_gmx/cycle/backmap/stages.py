@@ -20,6 +20,7 @@ from ccg_gmx.backmap.train import BackmapTraining
 from ccg_gmx.cycle.stages.fine import find_gmx, run_in_stage
 from ccg_gmx.cycle.store import Work, finite, write_json
 from ccg_gmx.engine.mdp import fine_run
+from ccg_gmx.engine.settings import EngineSettings
 from ccg_gmx.molecule.trajectory import write_trr
 
 MODEL = "model.pt"
@@ -85,7 +86,15 @@ def train(work: Work) -> None:
     else:
         topology = inputs["topology"]
         trajectories = [inputs[f"trajectory{k}"] for k in range(given["files"])]
-    request = train_request(topology, trajectories, inputs.get("structure"), given, work.seed, work.folder / MODEL)
+    request = train_request(
+        topology,
+        trajectories,
+        inputs.get("structure"),
+        given,
+        work.seed,
+        work.folder / MODEL,
+        EngineSettings(**work.context.get("engine", {})),
+    )
     facts = train_from_files(request, lambda step, steps, _: work.progress(step, steps))
     write_json(work.folder / "training.json", finite(facts))
 
@@ -97,6 +106,7 @@ def train_request(
     settings: Mapping[str, Any],
     seed: int,
     out: Path,
+    engine: EngineSettings,
 ) -> TrainRequest:
     """What to train on, with what a workflow file says as JSON."""
     return TrainRequest(
@@ -110,6 +120,7 @@ def train_request(
         BackmapSettings(**settings["model"]),
         BackmapTraining(**settings["training"]),
         seed,
+        engine,
     )
 
 
