@@ -14,7 +14,7 @@ def test_proteins_have_figures_for_every_work(gmx: Gmx, monkeypatch: pytest.Monk
     monkeypatch.setattr(backmap, "CHUNK_ATOMS", 2000)
     monkeypatch.setattr(backmap, "RESIDUES", (2,))
     result = bench_backmap(1, (1,))
-    assert result["molecules"] == ["alanine_dipeptide", "chignolin", "ALA2"]
+    assert result["molecules"] == ["alanine_dipeptide", "cln025", "ALA2"]
     assert [(row["atoms"], row["work"]) for row in result["rows"]] == [
         (atoms, work) for atoms in (22, 138, 32) for work in (DRAWN, SCORED, CHOSEN)
     ]

@@ -1,6 +1,6 @@
 """``ccg bench backmap``: restored frames per second against the number of atoms.
 
-Two sets of molecules, on their backbone beads N, CA and C: alanine dipeptide, chignolin and adenylate kinase (the last
+Two sets of molecules, on their backbone beads N, CA and C: alanine dipeptide, CLN025 and adenylate kinase (the last
 from MDAnalysisTests, where that is installed), and ACE-(ALA)n-NME helices, all sizes of which have the same kinds of
 blocks. The cost does not depend on the weights of the flow, so nothing is trained: only whitening is fitted. Every
 number is the fastest of several repeats, sizes taken in turn.
@@ -33,7 +33,7 @@ from ccg_gmx.molecule.trajectory import read_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTEINS, HELICES = "proteins", "helices"
-SHIPPED = ("alanine_dipeptide", "chignolin")
+SHIPPED = ("alanine_dipeptide", "cln025")
 RESIDUES = (1, 15, 333)
 """Of the helices."""
 NOISE_NM = 0.003
