@@ -16,7 +16,7 @@ def test_proteins_have_figures_for_every_work(gmx: Gmx, monkeypatch: pytest.Monk
     result = bench_backmap(1, (1,))
     assert result["molecules"] == ["alanine_dipeptide", "cln025", "ALA2"]
     assert [(row["atoms"], row["work"]) for row in result["rows"]] == [
-        (atoms, work) for atoms in (22, 138, 32) for work in (DRAWN, SCORED, CHOSEN)
+        (atoms, work) for atoms in (22, 166, 32) for work in (DRAWN, SCORED, CHOSEN)
     ]
     costs = [1.0 / (row["frames_per_s"] * row["atoms"]) for row in result["rows"] if row["work"] == DRAWN]
     assert result["cost_per_atom_ratio"][f"{DRAWN}, 1 thread"] == pytest.approx(max(costs) / min(costs))
