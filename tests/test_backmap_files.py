@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from MDAnalysis.lib.formats.libdcd import DCDFile
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
-from ccg_gmx.backmap.data import Source, read_fine
+from ccg_gmx.backmap.data import HeldOut, Source, read_fine
 from ccg_gmx.backmap.equivalent import pooled_names
 from ccg_gmx.backmap.jobs import TrainRequest, _save_held_out, held_out_path, train_from_files
 from ccg_gmx.backmap.model import BackmapFlow
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     of = system(NAME, BEADS)
     save_model(BackmapModel(fitted(NAME, BEADS), of, {"steps": 0}), tmp_path / "m.pt")
     x = frames(of, 12, 8)
-    _save_held_out(held_out_path(tmp_path / "m.pt"), x.numpy())
+    _save_held_out(held_out_path(tmp_path / "m.pt"), HeldOut(x.numpy()))
     beads = of.placement.bead_positions(x).numpy()
     write_trr(tmp_path / "cg.trr", beads, np.arange(12.0), np.zeros((3, 3)))
     return tmp_path

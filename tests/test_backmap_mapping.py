@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from test_map_command import TOPOLOGIES, short_run
 
+from ccg_gmx.backmap import features
 from ccg_gmx.backmap.checkpoint import load_model
+from ccg_gmx.backmap.contacts import clash_counts
+from ccg_gmx.backmap.jobs import read_held_out
+from ccg_gmx.backmap.sampling import Sampler
 from ccg_gmx.cli import main
 from ccg_gmx.engine.gromacs import Gmx
 from ccg_gmx.molecule.trajectory import read_frames, write_trr
@@ -129,3 +134,44 @@ restore: {{samples: 1, candidates: 1, rounds: 1}}
     assert ccg("run", tmp_path / "w.yaml", "--out", tmp_path / "out").exit_code == 3
     more = {path.name for path in (tmp_path / "out" / "stages").iterdir()} - stages
     assert {name.split("-")[0] for name in more} == {"train", "restore", "card"}
+
+
+def test_molecules_may_lie_in_any_image_of_the_box(
+    hexane: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole molecules moved by box vectors see, weigh and clash as before, and are restored to the same places."""
+    model = tmp_path / "m.pt"
+    assert trained(hexane, model).exit_code == 0
+    found, fine = load_model(model), read_held_out(model)
+    of, x = found.system, torch.from_numpy(fine.positions[:2])
+    assert fine.box is not None
+    box = torch.from_numpy(fine.box[:2])
+    molecules = torch.from_numpy(of.placement.plan.system.molecules)
+    turns = torch.randint(-2, 3, (MOLECULES, 3), generator=torch.Generator().manual_seed(0)).to(torch.float64)
+    shift = torch.einsum("mi,tij->tmj", turns, box)
+    moved = x + shift[:, molecules]
+
+    sampler = Sampler(found.flow, of, candidates=3)
+    log_q, before = sampler.log_prob(moved, box), sampler.log_prob(x, box)
+    torch.testing.assert_close(log_q, before, rtol=0, atol=1e-6)
+    assert float((sampler.log_prob(moved) - before).abs().min()) > 1.0  # neighbours are lost without the box
+    monkeypatch.setattr(features, "MANY_BEADS", 1000)
+    torch.testing.assert_close(sampler.log_prob(moved, box), before, rtol=0, atol=1e-6)
+
+    beads, others = (torch.from_numpy(of.bead_positions(frames.numpy())) for frames in (x, moved))
+    first, second = (sampler.draw(b, torch.Generator().manual_seed(1), box) for b in (beads, others))
+    torch.testing.assert_close(second.positions - shift[:, molecules], first.positions, rtol=0, atol=1e-6)
+    torch.testing.assert_close(second.log_choice, first.log_choice, rtol=0, atol=1e-6)
+
+    # Molecules thrown together anyhow overlap, some of them across the box.
+    thrown = x + torch.rand(2, MOLECULES, 3, generator=torch.Generator().manual_seed(2), dtype=x.dtype)[:, molecules]
+    counts = [
+        clash_counts(sampler.rules, positions.numpy(), cells)
+        for positions, cells in (
+            (thrown, box.numpy()),
+            (thrown + shift[:, molecules], box.numpy()),
+            (thrown, None),
+        )
+    ]
+    np.testing.assert_array_equal(counts[0], counts[1])
+    assert counts[0].sum() > 1.1 * counts[2].sum() > 0

@@ -37,7 +37,7 @@ def test_solvent_is_left_out_and_said_so(gmx: Gmx, tmp_path: Path) -> None:
     assert f"left out {SOLVATED - ATOMS} atoms" in facts["left_out"]
 
     system = load_model(model).system
-    held_out = read_held_out(model)
+    held_out = read_held_out(model).positions
     assert held_out.shape[1:] == (ATOMS, 3)
     assert len(system.beads) == 3 * RESIDUES
     # The .xtc cuts the protein at the box: made whole, no bond is longer than any of a protein.

@@ -16,6 +16,7 @@ from small_cycle import ROOT
 
 from ccg_gmx.backmap import restore as restoration
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
+from ccg_gmx.backmap.data import HeldOut
 from ccg_gmx.backmap.jobs import _save_held_out, held_out_path
 from ccg_gmx.cli import main
 from ccg_gmx.cycle.backmap import stages
@@ -161,7 +162,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "train-0"
     folder.mkdir()
     save_model(BackmapModel(fitted(NAME, BEADS), system(NAME, BEADS), {"steps": 0}), folder / stages.MODEL)
-    _save_held_out(held_out_path(folder / stages.MODEL), frames(system(NAME, BEADS), 12, 8).numpy())
+    _save_held_out(held_out_path(folder / stages.MODEL), HeldOut(frames(system(NAME, BEADS), 12, 8).numpy()))
     (folder / RECORD).write_text("{}")
     return folder
 

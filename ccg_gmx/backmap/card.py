@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccg_gmx.backmap.contacts import clash_counts
+from ccg_gmx.backmap.data import HeldOut
 from ccg_gmx.backmap.restore import Energy, Progress
 from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.score import (
@@ -49,7 +51,7 @@ class Card:
 
 def make_card(
     restorer: Restorer,
-    fine: FloatArray,
+    held_out: HeldOut,
     *,
     samples: int,
     seed: int,
@@ -60,7 +62,7 @@ def make_card(
 
     Args:
         restorer: puts atoms on beads.
-        fine: ``[T, N, 3]`` nm, held out, relabelled.
+        held_out: fine frames that the training never saw.
         samples: draws of each frame; at least 64 are made where weights are judged.
         seed: of the draws.
         energy: energies in kT of frames, or None.
@@ -68,17 +70,20 @@ def make_card(
     """
     system = restorer.system
     samples = max(samples, DIVERSITY_SAMPLES if energy is None else WEIGHT_SAMPLES)
-    fine = fine[:: max(1, math.ceil(len(fine) * len(system.atoms) * samples / CARD_ATOMS))]
+    step = max(1, math.ceil(len(held_out) * len(system.atoms) * samples / CARD_ATOMS))
+    kept = held_out.frames(slice(None, None, step))
+    fine, box = kept.positions, kept.box
     beads = system.bead_positions(fine)
     begin = time.perf_counter()
-    positions, log_q, log_choice = _draw(restorer, beads, samples, seed, progress)
+    positions, log_q, log_choice = _draw(restorer, beads, box, samples, seed, progress)
     seconds = time.perf_counter() - begin
     flat = positions.reshape(-1, *positions.shape[2:])
+    boxes = None if box is None else np.repeat(box, samples, axis=0)
     scores = score_classes(system, fine, flat)
-    held_out = _log_prob(restorer, fine)
-    inside = held_out[np.isfinite(held_out)]
+    log_q_fine = _log_prob(restorer, kept)
+    inside = log_q_fine[np.isfinite(log_q_fine)]
     numbers = {
-        **frame_facts(system, flat, np.repeat(beads, samples, axis=0)),
+        **frame_facts(system, restorer.rules, flat, np.repeat(beads, samples, axis=0), boxes),
         **summarise_classes(scores),
         "held_out_frames": len(fine),
         "samples": samples,
@@ -86,11 +91,11 @@ def make_card(
         "rounds": restorer.rounds,
         "sweeps": restorer.sweeps,
         "seconds_per_frame": seconds / len(flat),
-        "clash_fraction_fine": float(np.mean(clash_counts(restorer.rules, fine) > 0)),
+        "clash_fraction_fine": float(np.mean(clash_counts(restorer.rules, fine, box) > 0)),
         "diversity_nm": diversity_nm(positions, system.beads[: 0 if system.centres else None]),
         "rotamers": rotamers(system, fine, flat),
         "log_q_held_out_mean": float(inside.mean()),
-        "held_out_outside_support_fraction": 1.0 - len(inside) / len(held_out),
+        "held_out_outside_support_fraction": 1.0 - len(inside) / len(log_q_fine),
         "entropy_of_atoms_given_beads_nats": -float(inside.mean()),
         "entropy_of_the_model_nats": -float(np.mean(log_q[np.isfinite(log_q)])),
         "unreachable_fraction": float(np.mean(~np.isfinite(log_q))),
@@ -100,12 +105,17 @@ def make_card(
         default=0.0,
     )
     if energy is not None:
-        numbers |= _energies(energy, fine, positions, log_q + log_choice, held_out)
+        numbers |= _energies(energy, fine, positions, log_q + log_choice, log_q_fine)
     return Card(numbers, scores)
 
 
 def _draw(
-    restorer: Restorer, beads: FloatArray, samples: int, seed: int, progress: Progress | None
+    restorer: Restorer,
+    beads: FloatArray,
+    box: FloatArray | None,
+    samples: int,
+    seed: int,
+    progress: Progress | None,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Positions ``[T, K, N, 3]`` nm, ln q and ln choice ``[T, K]``."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +123,7 @@ def _draw(
     parts = []
     for start in range(0, len(beads), size):
         own = torch.from_numpy(beads[start : start + size]).repeat_interleave(samples, 0)
-        parts.append(restorer.draw(own, generator))
+        parts.append(restorer.draw(own, generator, _cells(box, start, size, samples)))
         if progress is not None:
             progress(min(start + size, len(beads)), len(beads))
     shape = (len(beads), samples)
@@ -124,10 +134,18 @@ def _draw(
     )
 
 
-def _log_prob(restorer: Restorer, frames: FloatArray) -> FloatArray:
+def _cells(box: FloatArray | None, start: int, size: int, samples: int = 1) -> Tensor | None:
+    """Boxes of some frames, each ``samples`` times."""
+    return None if box is None else torch.from_numpy(box[start : start + size]).repeat_interleave(samples, 0)
+
+
+def _log_prob(restorer: Restorer, fine: HeldOut) -> FloatArray:
     """ln q(r | beads) of frames, ``[T]``; -inf off the supports."""
     size = max(1, CHUNK_ATOMS // len(restorer.system.atoms))
-    parts = [restorer.log_prob(torch.from_numpy(frames[start : start + size])) for start in range(0, len(frames), size)]
+    parts = [
+        restorer.log_prob(torch.from_numpy(fine.positions[start : start + size]), _cells(fine.box, start, size))
+        for start in range(0, len(fine), size)
+    ]
     return torch.cat(parts).numpy()
 
 

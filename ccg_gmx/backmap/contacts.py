@@ -19,6 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ccg_gmx.backmap.system import Atoms, BackmapSystem
+from ccg_gmx.molecule.images import points_with_images
 from ccg_gmx.records import FloatArray, IntArray
 
 FACTOR, POLAR_FACTOR = 0.8, 0.7
@@ -92,17 +93,40 @@ def contact_rules(atoms: Atoms) -> ContactRules:
     )
 
 
-def clash_counts(rules: ContactRules, positions: FloatArray) -> IntArray:
-    """Number of clashing pairs ``[T]`` of frames ``[T, N, 3]`` nm; cost linear in the atoms."""
-    from scipy.spatial import cKDTree
+def clash_counts(rules: ContactRules, positions: FloatArray, box: FloatArray | None = None) -> IntArray:
+    """Number of clashing pairs ``[T]`` of frames ``[T, N, 3]`` nm; cost linear in the atoms.
 
+    Args:
+        rules: what clashes.
+        positions: of all atoms.
+        box: ``[T, 3, 3]`` nm, whose periodic images count too; None for none.
+    """
     reach = 2.0 * FACTOR * float(rules.radii.max())
     counts = np.zeros(len(positions), dtype=np.int64)
     for k, frame in enumerate(positions):
         if np.isfinite(frame).all():
-            pairs = cKDTree(frame).query_pairs(reach, output_type="ndarray").astype(np.int64)
-            counts[k] = _count(frame, pairs, rules.radii, rules.polar, rules.near_start, rules.near_atoms)
+            pairs, squares = _near_pairs(frame, np.zeros((3, 3)) if box is None else box[k], reach)
+            counts[k] = _count(pairs, squares, rules.radii, rules.polar, rules.near_start, rules.near_atoms)
     return counts
+
+
+def _near_pairs(frame: FloatArray, box: FloatArray, reach: float) -> tuple[IntArray, FloatArray]:
+    """Pairs ``[n, 2]`` of atoms within ``reach``, each once, and their squared distances ``[n]`` in nm^2."""
+    from scipy.spatial import cKDTree
+
+    _, images, owner = points_with_images(frame, box, reach)
+    pairs = cKDTree(images).query_pairs(reach, output_type="ndarray").astype(np.int64)
+    pairs = pairs[pairs.min(axis=1, initial=len(images)) < len(frame)]  # others are images of such
+    squares = ((images[pairs[:, 0]] - images[pairs[:, 1]]) ** 2).sum(axis=1)
+    atoms = np.sort(owner[pairs], axis=1)
+    if len(images) == len(frame):
+        return atoms, squares
+    nearest = np.lexsort((squares, atoms[:, 1], atoms[:, 0]))
+    atoms, squares = atoms[nearest], squares[nearest]
+    first = np.ones(len(atoms), dtype=bool)
+    first[1:] = (atoms[1:] != atoms[:-1]).any(axis=1)
+    first &= atoms[:, 0] != atoms[:, 1]
+    return atoms[first], squares[first]
 
 
 @njit(cache=True)
@@ -119,14 +143,10 @@ def _clashes(i, j, square, radii, polar, near_start, near_atoms):  # type: ignor
 
 
 @njit(cache=True)
-def _count(frame, pairs, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
+def _count(pairs, squares, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
     total = 0
     for p in range(len(pairs)):
-        i, j = pairs[p, 0], pairs[p, 1]
-        square = 0.0
-        for c in range(3):
-            square += (frame[i, c] - frame[j, c]) ** 2
-        if _clashes(i, j, square, radii, polar, near_start, near_atoms):
+        if _clashes(pairs[p, 0], pairs[p, 1], squares[p], radii, polar, near_start, near_atoms):
             total += 1
     return total
 
@@ -185,6 +205,7 @@ def choose(
     turn: Turn,
     surround: Surround,
     rules: ContactRules,
+    box: FloatArray | None = None,
 ) -> tuple[IntArray, FloatArray]:
     """Take one candidate of every block of a turn, one block after the other.
 
@@ -197,6 +218,7 @@ def choose(
         turn: the blocks.
         surround: atoms around beads.
         rules: what clashes.
+        box: ``[T, 3, 3]`` nm, whose periodic images count too, each bead's nearest one; None for none.
 
     Returns:
         The candidate ``[T, b]`` of every block, and ``[T]`` sum of ln(g / mean g).
@@ -218,6 +240,7 @@ def choose(
         rules.polar,
         rules.near_start,
         rules.near_atoms,
+        np.zeros((len(uniform), 3, 3)) if box is None else np.ascontiguousarray(box, dtype=np.float64),
         chosen,
         log_g,
     )
@@ -227,10 +250,10 @@ def choose(
 @njit(cache=True)
 def _choose(  # type: ignore[no-untyped-def]
     x, reachable, placed_before, uniform, b_start, b_atoms, b_origin, beads, s_start, s_atoms,
-    radii, polar, near_start, near_atoms, chosen, log_g,
+    radii, polar, near_start, near_atoms, boxes, chosen, log_g,
 ):  # fmt: skip
     n_candidates, n_frames, n_atoms = x.shape[0], x.shape[1], x.shape[2]
-    cost, close = np.zeros(n_candidates), np.zeros(n_atoms, dtype=np.int64)
+    cost, close, shift = np.zeros(n_candidates), np.zeros(n_atoms, dtype=np.int64), np.zeros((n_atoms, 3))
     for t in range(n_frames):
         placed = placed_before.copy()
         source = np.zeros(n_atoms, dtype=np.int64)  # candidate in which a placed atom of this turn stands
@@ -242,14 +265,16 @@ def _choose(  # type: ignore[no-untyped-def]
             own = b_atoms[b_start[b] : b_start[b + 1]]
             for i in own:  # placed already where blocks are drawn anew
                 placed[i] = False
-            n_close = _close(x, t, own, b_origin[b], placed, source, beads, s_start, s_atoms, radii, close)
+            n_close = _close(
+                x, t, own, b_origin[b], placed, source, beads, s_start, s_atoms, radii, boxes[t], close, shift
+            )
             for k in range(n_close):
                 j = close[k]
                 for i in own:
                     for m in range(n_candidates):
                         square = 0.0
                         for c in range(3):
-                            square += (x[m, t, i, c] - x[source[j], t, j, c]) ** 2
+                            square += (x[m, t, i, c] - x[source[j], t, j, c] + shift[k, c]) ** 2
                         if _clashes(i, j, square, radii, polar, near_start, near_atoms):
                             cost[m] += COST_PER_CLASH
             for a in range(len(own)):  # overlaps inside the block
@@ -277,10 +302,15 @@ def _choose(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _close(x, t, own, origin, placed, source, beads, s_start, s_atoms, radii, close):  # type: ignore[no-untyped-def]
-    """Placed atoms that some candidate of a block may touch, into ``close``; their number is returned."""
+def _close(  # type: ignore[no-untyped-def]
+    x, t, own, origin, placed, source, beads, s_start, s_atoms, radii, box, close, shift
+):  # fmt: skip
+    """Placed atoms that some candidate of a block may touch, into ``close``; their number is returned.
+
+    ``shift`` gets the lattice vector to take from each, so that its bead is the image nearest to the block's.
+    """
     n_candidates, count = x.shape[0], 0
-    centre, reach, largest = np.zeros(3), 0.0, 0.0
+    centre, turn, reach, largest = np.zeros(3), np.zeros(3), 0.0, 0.0
     for m in range(n_candidates):
         for i in own:
             for c in range(3):
@@ -291,16 +321,36 @@ def _close(x, t, own, origin, placed, source, beads, s_start, s_atoms, radii, cl
             reach = max(reach, _square(x[m, t, i], centre))
     reach = np.sqrt(reach) + FACTOR * (largest + radii.max())
     for k in range(len(beads)):
-        if _square(x[0, t, origin], x[0, t, beads[k]]) > NEAR_NM * NEAR_NM:
+        _lattice_vector(x[0, t, beads[k]], x[0, t, origin], box, turn)
+        if _square_of_image(x[0, t, beads[k]], x[0, t, origin], turn) > NEAR_NM * NEAR_NM:
             continue
         for s in range(s_start[k], s_start[k + 1]):
             j = s_atoms[s]
-            if placed[j] and radii[j] > 0.0 and _square(x[source[j], t, j], centre) < reach * reach:
+            if not placed[j] or radii[j] == 0.0:
+                continue
+            if _square_of_image(x[source[j], t, j], centre, turn) < reach * reach:
                 close[count] = j
+                shift[count] = turn
                 count += 1
     return count
 
 
 @njit(cache=True)
+def _lattice_vector(a, b, box, found):  # type: ignore[no-untyped-def]
+    """Lattice vector ``found`` that makes a - b - found short; 0 in a box of zeros."""
+    found[:] = 0.0
+    for axis in (2, 1, 0):
+        if box[axis, axis] > 0.0:
+            turns = np.round((a[axis] - b[axis] - found[axis]) / box[axis, axis])
+            for c in range(3):
+                found[c] += turns * box[axis, c]
+
+
+@njit(cache=True)
 def _square(a, b):  # type: ignore[no-untyped-def]
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2
+
+
+@njit(cache=True)
+def _square_of_image(a, b, turn):  # type: ignore[no-untyped-def]
+    return (a[0] - turn[0] - b[0]) ** 2 + (a[1] - turn[1] - b[1]) ** 2 + (a[2] - turn[2] - b[2]) ** 2

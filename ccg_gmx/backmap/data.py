@@ -58,11 +58,33 @@ class FineFrames:
         positions: ``[T, N, 3]`` nm, molecules whole.
         run: ``[T]`` number of the file.
         time: ``[T]`` ps.
+        box: ``[T, 3, 3]`` nm, of zeros for files without one; None where no file has one.
     """
 
     positions: FloatArray
     run: IntArray
     time: FloatArray
+    box: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Fine frames that the training never saw.
+
+    Attributes:
+        positions: ``[T, N, 3]`` nm, relabelled.
+        box: ``[T, 3, 3]`` nm; None: no periodic images.
+    """
+
+    positions: FloatArray
+    box: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def frames(self, chosen: slice) -> HeldOut:
+        """Return some of the frames."""
+        return HeldOut(self.positions[chosen], None if self.box is None else self.box[chosen])
 
 
 def read_source(path: Path, engine: EngineSettings | None = None) -> Source:
@@ -181,7 +203,7 @@ def read_fine(source: Source, trajectories: Sequence[Path], stride: int = 1, sta
     Raises:
         TrajectoryError: whatever does not fit, or coordinates that are no numbers.
     """
-    parts, runs, times = [], [], []
+    parts, runs, times, boxes = [], [], [], []
     for run, path in enumerate(trajectories):
         for positions, time, box in _pieces(source, Path(path), stride, start_ps):
             if not np.isfinite(positions).all():
@@ -191,7 +213,9 @@ def read_fine(source: Source, trajectories: Sequence[Path], stride: int = 1, sta
             parts.append(make_whole(positions, box, source.atoms.bonds))
             runs.append(np.full(len(time), run))
             times.append(time)
-    return FineFrames(np.concatenate(parts), np.concatenate(runs), np.concatenate(times))
+            boxes.append(np.zeros((len(time), 3, 3)) if box is None else box)
+    box = np.concatenate(boxes)
+    return FineFrames(np.concatenate(parts), np.concatenate(runs), np.concatenate(times), box if np.any(box) else None)
 
 
 def _pieces(source: Source, path: Path, stride: int, start_ps: float):  # type: ignore[no-untyped-def]

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ccg_gmx.backmap.blocks import KindTable
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.molecule import nerf
+from ccg_gmx.molecule.images import points_with_images, shortest_vectors
+from ccg_gmx.records import IntArray
 
 NEAREST = 10
 """Further beads that a block sees."""
@@ -76,6 +79,23 @@ class SystemView:
     beads: Tensor
     bead_charges: Tensor
     near: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """Nearest further beads of every bead.
+
+    Attributes:
+        indices: ``[k, n_beads, T]`` numbers of beads.
+        squares: ``[k, n_beads, T]`` squared distances in nm^2; inf: no such bead.
+        beads: ``[3, n_beads, T]`` nm.
+        box: ``[T, 3, 3]`` nm; None: no periodic images.
+    """
+
+    indices: Tensor
+    squares: Tensor
+    beads: Tensor
+    box: Tensor | None = None
 
 
 def view_kind(system: BackmapSystem, table: KindTable, slots: tuple[str, ...]) -> KindView:
@@ -161,35 +181,36 @@ def _turned(axes: Tensor, vectors: Tensor) -> Tensor:
     return first + second + third
 
 
-def surroundings(x: Tensor, view: SystemView) -> tuple[Tensor, Tensor, Tensor]:
+def surroundings(x: Tensor, view: SystemView, box: Tensor | None = None) -> Near:
     """Nearest further beads of every bead.
 
     Args:
         x: points ``[3, P, T]`` nm.
         view: the system.
-
-    Returns:
-        Numbers ``[k, n_beads, T]``, distances in nm (inf: none), and the bead positions ``[3, n_beads, T]``.
+        box: ``[T, 3, 3]`` nm; None: no periodic images.
     """
     beads = x.index_select(1, view.beads)
     if len(view.beads) > MANY_BEADS:
-        return (*_nearest_by_tree(beads, view), beads)
-    squares = ((beads.unsqueeze(2) - beads.unsqueeze(1)) ** 2).sum(0)
+        return Near(*_nearest_by_tree(beads, view, box), beads, box)
+    squares = (shortest_vectors(beads.unsqueeze(2) - beads.unsqueeze(1), box) ** 2).sum(0)
     squares = squares.masked_fill(view.near.unsqueeze(2), torch.inf)
     found = torch.topk(squares, min(NEAREST, len(view.beads)), dim=0, largest=False)
-    return found.indices, found.values, beads
+    return Near(found.indices, found.values, beads, box)
 
 
-def _nearest_by_tree(beads: Tensor, view: SystemView) -> tuple[Tensor, Tensor]:
+def _nearest_by_tree(beads: Tensor, view: SystemView, box: Tensor | None) -> tuple[Tensor, Tensor]:
     """Numbers and squared distances ``[k, n_beads, T]`` by a tree for each frame: linear in the beads."""
     points = beads.detach().permute(2, 1, 0).to(torch.float64).numpy()
+    cells = np.zeros((len(points), 3, 3)) if box is None else box.to(torch.float64).numpy()
     near = view.near.numpy()
     count = min(len(near), NEAREST + int(near.sum(1).max()))
     numbers = np.empty((len(points), len(near), NEAREST), dtype=np.int64)
     squares = np.empty(numbers.shape)
-    for k, frame in enumerate(points):
-        distance, index = cKDTree(frame).query(frame, k=count)
-        hidden = near[np.arange(len(near))[:, None], index]
+    for k, (frame, cell) in enumerate(zip(points, cells, strict=True)):
+        inside, images, owner = points_with_images(frame, cell, CUTOFF_NM)
+        distance, found = cKDTree(images).query(inside, k=count)
+        index = owner[found]
+        hidden = near[np.arange(len(near))[:, None], index] | _seen_before(index)
         order = np.argsort(hidden, axis=1, kind="stable")[:, :NEAREST]
         numbers[k] = np.take_along_axis(index, order, 1)
         squares[k] = np.where(np.take_along_axis(hidden, order, 1), np.inf, np.take_along_axis(distance, order, 1) ** 2)
@@ -199,15 +220,23 @@ def _nearest_by_tree(beads: Tensor, view: SystemView) -> tuple[Tensor, Tensor]:
     )
 
 
-def picture(
-    near: tuple[Tensor, Tensor, Tensor], view: SystemView, kind: KindView, origin: Tensor, axes: Tensor
-) -> Tensor:
+def _seen_before(index: IntArray) -> NDArray[np.bool_]:
+    """Whether an entry of ``[n, k]`` stands further left in its row: another image of the same bead."""
+    order = np.argsort(index, axis=1, kind="stable")
+    ranked = np.take_along_axis(index, order, 1)
+    again = np.zeros(index.shape, dtype=bool)
+    np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+    return again
+
+
+def picture(near: Near, view: SystemView, kind: KindView, origin: Tensor, axes: Tensor) -> Tensor:
     """Describe the surroundings of the blocks of a kind, ``[N_SURROUNDINGS, n, T]``."""
-    indices, squares, beads = near
-    index, square = indices.index_select(1, kind.origin), squares.index_select(1, kind.origin)
+    index, square = near.indices.index_select(1, kind.origin), near.squares.index_select(1, kind.origin)
+    beads = near.beads
     k, n, frames = index.shape
     flat = index.reshape(1, k * n, frames).expand(3, -1, -1)
     relative = torch.gather(beads, 1, flat).view(3, k, n, frames) - origin.unsqueeze(1)
+    relative = shortest_vectors(relative, near.box)
     there = square < CUTOFF_NM**2
     distance = torch.where(there, square, CUTOFF_NM**2).clamp_min(1e-6).sqrt()
     direction = _turned(axes, relative) / distance

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ccg_gmx.backmap.checkpoint import BackmapModel, load_model, save_model
-from ccg_gmx.backmap.data import Source, read_fine, read_mapped_source, read_source
+from ccg_gmx.backmap.data import HeldOut, Source, read_fine, read_mapped_source, read_source
 from ccg_gmx.backmap.model import BackmapFlow, BackmapSettings
 from ccg_gmx.backmap.restore import Energy
 from ccg_gmx.backmap.restorer import Restorer
@@ -109,6 +109,7 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
             fine.run,
             request.training,
             request.seed,
+            box=fine.box,
             checkpoint=state,
             progress=progress,
         )
@@ -124,7 +125,8 @@ def train_from_files(request: TrainRequest, progress: Any = None, say: Any = Non
             losses = {name: values.tolist() for name, values in trained.losses.items()}
             save_model(BackmapModel(flow, system, {**facts, "losses": losses}, file), request.out)
             chosen = trained.held_out[:: max(1, -(-len(trained.held_out) // HELD_OUT_FRAMES))]
-            _save_held_out(held_out_path(request.out), frames[chosen].numpy())
+            box = None if fine.box is None else fine.box[chosen]
+            _save_held_out(held_out_path(request.out), HeldOut(frames[chosen].numpy(), box))
             for path in state_paths(state):
                 if path is not None:
                     path.unlink(missing_ok=True)
@@ -155,14 +157,15 @@ def held_out_path(model: Path) -> Path:
     return model.with_name(f"{model.stem}.held_out.npz")
 
 
-def _save_held_out(path: Path, positions: FloatArray) -> None:
+def _save_held_out(path: Path, frames: HeldOut) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, positions=positions.astype(np.float32))
+    box = {} if frames.box is None else {"box": frames.box}
+    np.savez_compressed(partial, positions=frames.positions.astype(np.float32), **box)  # type: ignore[arg-type]
     os.replace(partial, path)
 
 
-def read_held_out(model: Path) -> FloatArray:
-    """Held-out frames ``[T, N, 3]`` nm of a model, float64.
+def read_held_out(model: Path) -> HeldOut:
+    """Held-out frames of a model.
 
     Raises:
         TrajectoryError: there are none.
@@ -170,16 +173,16 @@ def read_held_out(model: Path) -> FloatArray:
     path = held_out_path(model)
     try:
         with np.load(path, allow_pickle=False) as data:
-            positions = data["positions"].astype(np.float64)
+            frames = HeldOut(data["positions"].astype(np.float64), data.get("box"))
     except (OSError, ValueError, KeyError):
-        positions = np.zeros((0, 0, 3))
-    if not len(positions):
+        frames = HeldOut(np.zeros((0, 0, 3)))
+    if not len(frames):
         raise TrajectoryError(
             f"no held-out frames in {path}",
             expected="the file that the training wrote beside the model",
             remedy="keep it beside the model, or train with --held-out above 0",
         )
-    return positions
+    return frames
 
 
 def _structure(path: Path, kept: Any, source: Any) -> FloatArray:
@@ -211,13 +214,13 @@ class Target:
         note: what was left out, for people.
         energy: makes the function that gives energies in kT of frames, for weights; raises where they are no Boltzmann
             exponent.
-        held_out: reads fine frames ``[T, N, 3]`` nm that the training never saw; raises where there are none.
+        held_out: reads fine frames that the training never saw; raises where there are none.
     """
 
     restorer: Restorer
     note: str
     energy: Callable[[], Energy]
-    held_out: Callable[[], FloatArray]
+    held_out: Callable[[], HeldOut]
 
 
 def load_target(
@@ -283,7 +286,7 @@ def _no_weights() -> Energy:
     )
 
 
-def _no_held_out() -> FloatArray:
+def _no_held_out() -> HeldOut:
     raise SettingsError(
         "--report for another molecule than that of the training",
         expected="held-out fine frames, which only the molecule of the training has",

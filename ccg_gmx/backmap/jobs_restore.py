@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ccg_gmx.backmap.card import Card, make_card
+from ccg_gmx.backmap.data import HeldOut
 from ccg_gmx.backmap.jobs import Target
 from ccg_gmx.backmap.minimise import minimise_frames
 from ccg_gmx.backmap.restore import Energy, Progress, RestoreSettings, restore_trajectory, table_facts
@@ -70,7 +71,13 @@ def restore_from_files(
         facts |= _weights(request.out.with_suffix(".npz"), table, request.samples)
     if request.top is not None:
         system = target.restorer.system
-        facts["minimised"] = minimise_frames(system, request.out, request.top, request.minimise_steps, fine=held_out)
+        facts["minimised"] = minimise_frames(
+            system,
+            request.out,
+            request.top,
+            request.minimise_steps,
+            fine=None if held_out is None else held_out.positions,
+        )
         facts["files"] += [facts["minimised"]["file"], facts["minimised"]["table"]]
     if held_out is None:
         return facts, None
@@ -99,8 +106,8 @@ def _weights(path: Path, table: dict[str, FloatArray], samples: int) -> dict[str
     return {"kish_fraction_median": float(np.median(kish_fraction(log_w.reshape(-1, samples))))}
 
 
-def make_report(request: RestoreRequest, target: Target, held_out: FloatArray, energy: Energy | None) -> Card:
-    """Score card on held-out fine frames ``[T, N, 3]`` nm."""
+def make_report(request: RestoreRequest, target: Target, held_out: HeldOut, energy: Energy | None) -> Card:
+    """Score card on held-out fine frames."""
     return make_card(
         target.restorer,
         held_out,

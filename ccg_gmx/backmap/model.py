@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ccg_gmx.backmap import features
 from ccg_gmx.backmap.blocks import KindTable
-from ccg_gmx.backmap.features import KindView, SystemView
+from ccg_gmx.backmap.features import KindView, Near, SystemView
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.errors import CheckpointError
 from ccg_gmx.flow.conditional import ConditionalFlow, FlowSettings
@@ -202,7 +202,7 @@ class BackmapFlow(nn.Module):
         """Number of the kind of a view."""
         return self.kinds.index(view.table.kind)
 
-    def look(self, x: Tensor, near: tuple[Tensor, Tensor, Tensor], view: SystemView, kind: KindView) -> Sight:
+    def look(self, x: Tensor, near: Near, view: SystemView, kind: KindView) -> Sight:
         """What the blocks of a kind see in points ``[3, P, T]`` nm; independent of the parameters."""
         flow = self.kind_flow(self.number_of(kind))
         origin, axes = features.local_frames(x, kind.frames)
@@ -231,7 +231,9 @@ class BackmapFlow(nn.Module):
         flow = self.kind_flow(self.number_of(kind)).flow
         return flow.log_prob(y.reshape(len(y), -1), context, context).view(y.shape[1:])
 
-    def log_prob_blocks(self, x: Tensor, y: Tensor, view: SystemView, order: int = 0) -> list[Tensor]:
+    def log_prob_blocks(
+        self, x: Tensor, y: Tensor, view: SystemView, order: int = 0, box: Tensor | None = None
+    ) -> list[Tensor]:
         """ln q of every block, ``[n, T]`` for each kind.
 
         Args:
@@ -239,18 +241,19 @@ class BackmapFlow(nn.Module):
             y: their internal coordinates ``[n_y, T]``.
             view: the system.
             order: 0: colours in order, 1: in reverse.
+            box: ``[T, 3, 3]`` nm; None: no periodic images.
         """
-        near = features.surroundings(x, view)
+        near = features.surroundings(x, view, box)
         return [
             self.log_prob_kind(coordinates_of(y, kind), self.look(x, near, view, kind), kind, order)
             for kind in view.kinds
         ]
 
-    def log_prob(self, positions: Tensor, view: SystemView) -> Tensor:
+    def log_prob(self, positions: Tensor, view: SystemView, box: Tensor | None = None) -> Tensor:
         """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm (labels of rotors as the supports want them)."""
         y, log_volume = view.system.placement.split(positions)
         x = features.points_of(positions, view.system)
-        blocks = self.log_prob_blocks(x, y.T.contiguous(), view)
+        blocks = self.log_prob_blocks(x, y.T.contiguous(), view, box=box)
         return torch.stack([block.sum(0) for block in blocks]).sum(0) - log_volume
 
     @torch.no_grad()

@@ -98,7 +98,7 @@ def restore_trajectory(
             if index < journal.pieces:
                 continue
             beads, time, box, first, done = piece
-            table, positions = _restore(restorer, beads, time, first, settings, index, energy)
+            table, positions = _restore(restorer, beads, time, box, first, settings, index, energy)
             journal.append(positions, table, np.repeat(box, settings.samples, axis=0))
             if progress is not None:
                 progress(done, 1.0)
@@ -126,6 +126,7 @@ def _restore(
     restorer: Restorer,
     beads: FloatArray,
     time: FloatArray,
+    box: FloatArray,
     first: int,
     settings: RestoreSettings,
     index: int,
@@ -135,7 +136,8 @@ def _restore(
     seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {index}".encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
     repeated = torch.from_numpy(beads).repeat_interleave(settings.samples, 0)
-    draws = restorer.draw(repeated, generator)
+    cells = np.repeat(box, settings.samples, axis=0) if np.any(box) else None
+    draws = restorer.draw(repeated, generator, None if cells is None else torch.from_numpy(cells))
     positions = draws.positions.numpy()
     count = len(positions)
     deviation = np.abs(restorer.system.bead_positions(positions) - repeated.numpy()).max(axis=(1, 2))
@@ -144,7 +146,7 @@ def _restore(
         "time_ps": np.repeat(time, settings.samples),
         "log_q": draws.log_q.numpy(),
         "log_choice": draws.log_choice.numpy(),
-        "clashes": clash_counts(restorer.rules, positions).astype(np.float64),
+        "clashes": clash_counts(restorer.rules, positions, cells).astype(np.float64),
         "chirality_errors": restorer.system.placement.chirality_errors(draws.positions).numpy().astype(np.float64),
         "bead_deviation_nm": deviation,
         "u": np.full(count, math.nan) if energy is None else energy(positions),

@@ -29,11 +29,11 @@ class Restorer(Protocol):
     sweeps: int
     rules: ContactRules
 
-    def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:
-        """Restore one frame onto each set of beads ``[T, n, 3]`` nm."""
+    def draw(self, beads: Tensor, generator: torch.Generator, box: Tensor | None = None) -> Draws:
+        """Restore one frame onto each set of beads ``[T, n, 3]`` nm; ``box [T, 3, 3]`` has periodic images."""
         ...
 
-    def log_prob(self, positions: Tensor) -> Tensor:
+    def log_prob(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm, relabelled; -inf off the supports."""
         ...
 

@@ -21,13 +21,10 @@ from ccg_gmx.backmap.contacts import (
     contact_rules,
     surround_of,
 )
-from ccg_gmx.backmap.features import KindView, SystemView
+from ccg_gmx.backmap.features import KindView, Near, SystemView
 from ccg_gmx.backmap.model import BackmapFlow
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.records import IntArray
-
-Near = tuple[Tensor, Tensor, Tensor]
-"""What :func:`ccg_gmx.backmap.features.surroundings` returns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,21 +183,22 @@ class Sampler:
         return rows[:, 0], rows[:, 1]
 
     @torch.no_grad()
-    def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:
+    def draw(self, beads: Tensor, generator: torch.Generator, box: Tensor | None = None) -> Draws:
         """Restore one frame onto each set of beads.
 
         Args:
-            beads: ``[T, n, 3]`` nm.
+            beads: ``[T, n, 3]`` nm, molecules whole.
             generator: source of the noise.
+            box: ``[T, 3, 3]`` nm, whose periodic images are seen; None for none.
         """
         # The surroundings of a block are beads, so they are the same for all passes and rounds.
         every = beads.new_zeros(3, 1 + int(self.view.beads.max()), len(beads))
         every[:, self.view.beads] = beads.permute(2, 1, 0)
-        near = features.surroundings(every, self.view)
+        near = features.surroundings(every, self.view, box)
         if self.rounds == 1:
             return self._draw_once(beads, near, generator)
         found = [self._draw_once(beads, near, generator) for _ in range(self.rounds)]
-        cost = torch.stack([self._cost(draws) for draws in found])
+        cost = torch.stack([self._cost(draws, box) for draws in found])
         weight = torch.exp(cost.amin(0) - cost)
         pick = torch.multinomial(weight.T, 1, generator=generator)[:, 0]
         rows = torch.arange(len(beads))
@@ -212,18 +210,19 @@ class Sampler:
         return Draws(positions, log_q, log_choice + log_g)
 
     @torch.no_grad()
-    def log_prob(self, positions: Tensor) -> Tensor:
+    def log_prob(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm, relabelled; of the plain flow, without candidates."""
-        return self.flow.log_prob(positions, self.view)
+        return self.flow.log_prob(positions, self.view, box)
 
     def fingerprint(self) -> str:
         """Hash of what decides on the draws of one generator."""
         words = f"{self.candidates} {self.rounds} {self.sweeps} {' '.join(self.system.atoms.names)}"
         return fingerprint_of(words, self.flow)
 
-    def _cost(self, draws: Draws) -> Tensor:
+    def _cost(self, draws: Draws, box: Tensor | None) -> Tensor:
         """kT that a frame pays for its clashes, ``[T]``."""
-        clashes = torch.from_numpy(clash_counts(self.rules, draws.positions.numpy())).to(torch.float64)
+        cells = None if box is None else box.numpy()
+        clashes = torch.from_numpy(clash_counts(self.rules, draws.positions.numpy(), cells)).to(torch.float64)
         wrong = self.system.placement.chirality_errors(draws.positions) if self.system.centres else 0
         return COST_PER_CLASH * clashes + UNREACHABLE * ((~torch.isfinite(draws.log_q)).to(torch.float64) + wrong)
 
@@ -241,7 +240,7 @@ class Sampler:
             if m == 1:
                 y, log_q = many[0], log_q + sum(values[0].sum(0) for values in block_log_q)
             else:
-                y, gains = self._take(beads, many, block_log_q, part, placed, generator)
+                y, gains = self._take(beads, many, block_log_q, part, placed, generator, near.box)
                 log_q, log_choice = log_q + gains[0], log_choice + gains[1]
             x, log_volume = placement.join(beads, y)
             placed[part.turn.atoms] = True
@@ -255,9 +254,9 @@ class Sampler:
         for _ in range(self.sweeps):
             many, block_log_q = self._draw_pass(part, x, y, near, generator)
             many[0] = y
-            y, _ = self._take(beads, many, block_log_q, part, placed, generator)
+            y, _ = self._take(beads, many, block_log_q, part, placed, generator, near.box)
             x, log_volume = self.system.placement.join(beads, y)
-        log_q = torch.where(torch.isfinite(log_volume), self.flow.log_prob(x, self.view), -torch.inf)
+        log_q = torch.where(torch.isfinite(log_volume), self.flow.log_prob(x, self.view, near.box), -torch.inf)
         return Draws(x, log_q, torch.full_like(log_q, torch.nan))
 
     def _draw_pass(
@@ -288,6 +287,7 @@ class Sampler:
         part: _Pass,
         placed: np.ndarray,
         generator: torch.Generator,
+        box: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Take one candidate of each block; return y and (ln q, ln g / mean g) of what was taken."""
         m, frames = many.shape[:2]
@@ -304,6 +304,7 @@ class Sampler:
             part.turn,
             self._surround,
             self.rules,
+            None if box is None else box.numpy(),
         )
         pick = torch.from_numpy(chosen)
         y = many[0].clone()

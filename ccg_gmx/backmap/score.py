@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtri
 
-from ccg_gmx.backmap.contacts import clash_counts, contact_rules
+from ccg_gmx.backmap.contacts import ContactRules, clash_counts
 from ccg_gmx.backmap.equivalent import pooled_names
 from ccg_gmx.backmap.system import Atoms, BackmapSystem
 from ccg_gmx.molecule.placement.system import BondedSystem
@@ -250,18 +250,22 @@ def diversity_nm(samples: FloatArray, beads: IntArray) -> float:
     return float(np.sqrt(2.0 * samples[:, :, others].var(axis=1, ddof=1).sum(-1).mean()))
 
 
-def frame_facts(system: BackmapSystem, positions: FloatArray, beads: FloatArray) -> dict[str, Any]:
+def frame_facts(
+    system: BackmapSystem, rules: ContactRules, positions: FloatArray, beads: FloatArray, box: FloatArray | None
+) -> dict[str, Any]:
     """Bead deviation, handedness and clashes of restored frames.
 
     Args:
         system: of the frames.
+        rules: what clashes.
         positions: ``[R, N, 3]`` nm.
         beads: ``[R, n, 3]`` nm they were restored on.
+        box: ``[R, 3, 3]`` nm; None: no periodic images.
     """
     import torch
 
     wrong = system.placement.chirality_errors(torch.as_tensor(positions))
-    clashes = clash_counts(contact_rules(system.atoms), positions)
+    clashes = clash_counts(rules, positions, box)
     return {
         "frames": len(positions),
         "max_bead_deviation_nm": float(np.abs(system.bead_positions(positions) - beads).max()),

@@ -166,6 +166,7 @@ def train_backmap(
     settings: BackmapTraining,
     seed: int,
     *,
+    box: FloatArray | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainedBackmap:
@@ -180,6 +181,7 @@ def train_backmap(
         run: ``[T]`` file of each frame.
         settings: see there.
         seed: of the held-out blocks and the batches.
+        box: ``[T, 3, 3]`` nm, whose periodic images are seen; None for none.
         checkpoint: training-state file to go on from, if it is there, and to write.
         progress: called after every step.
 
@@ -197,9 +199,10 @@ def train_backmap(
     flow.fit(positions[thinned[:FIT_FRAMES]], view)
     dtype = torch.float32 if settings.single_precision else torch.float64
     flow.to(dtype)
-    seen = _look(flow, view, positions, thinned, dtype)
-    kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype) if len(held_out) else None
-    digest = _digest(positions, settings, system)
+    cells = None if box is None else torch.from_numpy(box)
+    seen = _look(flow, view, positions, thinned, dtype, cells)
+    kept = _look(flow, view, positions, held_out[:: 1 + len(held_out) // 1000], dtype, cells) if len(held_out) else None
+    digest = _digest(positions, box, system)
     curves = ("train", "held_out", *(_curve(k) for k in range(len(view.kinds))))
     loss, states = _Loss(flow, view), []
     for k, (stage, path) in enumerate(zip(_passes(settings), state_paths(checkpoint), strict=False)):
@@ -349,15 +352,18 @@ def _patience_ended(held_out: list[float], patience: int) -> bool:
 
 
 @torch.no_grad()
-def _look(flow: BackmapFlow, view: SystemView, positions: Tensor, frames: IntArray, dtype: torch.dtype) -> _Seen:
+def _look(
+    flow: BackmapFlow, view: SystemView, positions: Tensor, frames: IntArray, dtype: torch.dtype, box: Tensor | None
+) -> _Seen:
     """Features and coordinates of frames, in pieces that fit the cache; computed in float64, kept in ``dtype``."""
     sights: list[list[Sight]] = [[] for _ in view.kinds]
     values: list[list[Tensor]] = [[] for _ in view.kinds]
     for start in range(0, len(frames), CHUNK):
-        own = positions[frames[start : start + CHUNK]]
+        some = frames[start : start + CHUNK]
+        own = positions[some]
         x = features.points_of(own, view.system)
         y = view.system.placement.split(own)[0].T.contiguous()
-        near = features.surroundings(x, view)
+        near = features.surroundings(x, view, None if box is None else box[some])
         for k, kind in enumerate(view.kinds):
             sight = flow.look(x, near, view, kind)
             sights[k].append(Sight(sight.white.to(dtype), sight.others.to(dtype)))
@@ -378,8 +384,9 @@ def _affordable(flow: BackmapFlow, system: BackmapSystem) -> int:
     return max(2, MEMORY_BYTES // (4 * numbers))
 
 
-def _digest(positions: Tensor, settings: BackmapTraining, system: BackmapSystem) -> str:
+def _digest(positions: Tensor, box: FloatArray | None, system: BackmapSystem) -> str:
     digest = hashlib.sha256(positions.numpy().tobytes())
+    digest.update(b"" if box is None else box.tobytes())
     digest.update(" ".join(system.bead_names).encode())
     return digest.hexdigest()
 

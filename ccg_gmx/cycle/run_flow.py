@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ccg_gmx.backmap.contacts import contact_rules
+from ccg_gmx.backmap.data import HeldOut
 from ccg_gmx.backmap.jobs import Target, reduced_energy
 from ccg_gmx.backmap.sampling import Draws, fingerprint_of
 from ccg_gmx.backmap.system import Atoms, BackmapSystem, make_system_at
@@ -18,7 +19,6 @@ from ccg_gmx.cycle.stages.fine import load_split
 from ccg_gmx.cycle.system import System
 from ccg_gmx.flow.checkpoint import load_flow
 from ccg_gmx.flow.conditional import LadderFlow
-from ccg_gmx.records import FloatArray
 
 HELD_OUT_FRAMES = 2000
 """Held-out frames that a score card is made of, at most."""
@@ -44,13 +44,13 @@ def load_run_target(folder: Path) -> Target:
     )
 
 
-def _held_out(system: System, split: Path) -> FloatArray:
-    """Fine frames ``[T, N, 3]`` nm that likelihood training never saw, evenly chosen."""
+def _held_out(system: System, split: Path) -> HeldOut:
+    """Fine frames that likelihood training never saw, evenly chosen."""
     frames = load_split(split)
     chosen = slice(None, None, max(1, -(-len(frames.s) // HELD_OUT_FRAMES)))
     with torch.no_grad():
         parts = (torch.from_numpy(array[chosen]) for array in (frames.s, frames.b, frames.y))
-        return system.coordinates.join(*parts).numpy()
+        return HeldOut(system.coordinates.join(*parts).numpy())
 
 
 class CycleRestorer:
@@ -74,7 +74,7 @@ class CycleRestorer:
         self.rules = contact_rules(atoms)
 
     @torch.no_grad()
-    def draw(self, beads: Tensor, generator: torch.Generator) -> Draws:
+    def draw(self, beads: Tensor, generator: torch.Generator, box: Tensor | None = None) -> Draws:
         """Restore one frame onto each set of beads ``[T, n, 3]`` nm, from a member chosen at random.
 
         Beads outside the supports (a peptide bond that turned cis) have ln q = -inf: such frames are no part of the
@@ -93,7 +93,7 @@ class CycleRestorer:
         return Draws(coordinates.place(beads, y), log_q, torch.zeros_like(log_q))
 
     @torch.no_grad()
-    def log_prob(self, positions: Tensor) -> Tensor:
+    def log_prob(self, positions: Tensor, box: Tensor | None = None) -> Tensor:
         """ln q(r | beads) ``[T]`` of frames ``[T, N, 3]`` nm, relabelled; -inf off the supports."""
         return self._log_density(*self.cycle.coordinates.split(positions))
 

@@ -155,8 +155,10 @@ def _steps(done: float) -> tuple[int, int]:
 
 def _held_out_beads(path: Path, model: Path) -> Path:
     """Write the beads of a model's held-out frames as a trajectory, a frame a picosecond."""
-    beads = load_model(model).system.bead_positions(read_held_out(model))
-    write_trr(path, beads, np.arange(float(len(beads))), np.zeros((3, 3)))
+    fine = read_held_out(model)
+    beads = load_model(model).system.bead_positions(fine.positions)
+    box = np.zeros((len(beads), 3, 3)) if fine.box is None else fine.box
+    write_trr(path, beads, np.arange(float(len(beads))), box)
     return path
 
 
@@ -191,7 +193,7 @@ def minimise(work: Work) -> None:
         work.inputs["topology"],
         given["steps"],
         frames=given["frames"],
-        fine=read_held_out(model),
+        fine=read_held_out(model).positions,
         out=work.folder / MINIMISED / f"{MINIMISED}.trr",
         folder=runs,
         gmx=find_gmx(work),
