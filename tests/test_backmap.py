@@ -233,18 +233,6 @@ def test_candidates_are_taken_by_their_clashes_and_the_choice_is_accounted_for()
     np.testing.assert_allclose(log_g, np.log(g[expected, np.arange(count)] / g.mean(0)), atol=1e-9)
 
 
-def test_neighbours_by_tree_are_those_by_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    of, flow = system("chignolin", BACKBONE), fitted("chignolin", BACKBONE)
-    view, x = flow.view(of), frames(of, 4, 3).permute(2, 1, 0).contiguous()
-    plain = features.surroundings(x, view)
-    monkeypatch.setattr(features, "MANY_BEADS", 0)
-    tree = features.surroundings(x, view)
-    torch.testing.assert_close(tree.squares, plain.squares, rtol=0, atol=1e-12)
-    finite = torch.isfinite(plain.squares)
-    assert finite.float().mean() > 0.5
-    assert torch.equal(tree.indices[finite], plain.indices[finite])
-
-
 def test_candidates_of_frames_lessen_clashes_and_keep_the_account() -> None:
     of, flow = system("chignolin", BACKBONE), fitted("chignolin", BACKBONE)
     beads = beads_of("chignolin", BACKBONE, 60, 3)

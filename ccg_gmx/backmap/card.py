@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ccg_gmx.backmap.contacts import clash_counts
 from ccg_gmx.backmap.data import HeldOut
-from ccg_gmx.backmap.restore import Energy, Progress
+from ccg_gmx.backmap.restore import CHUNK_ATOMS, Energy, Progress
 from ccg_gmx.backmap.restorer import Restorer
 from ccg_gmx.backmap.score import (
     ClassScore,
@@ -30,7 +30,6 @@ from ccg_gmx.records import FloatArray
 
 CARD_ATOMS = 3_000_000
 """Restored atoms that a card is made of, at most."""
-CHUNK_ATOMS = 200_000
 DIVERSITY_SAMPLES = 4
 WEIGHT_SAMPLES = 64
 """Draws of each held-out frame that weights are judged by, at least."""

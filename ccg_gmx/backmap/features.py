@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ccg_gmx.backmap.blocks import KindTable
+from ccg_gmx.backmap.neighbours import nearest_beads
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.molecule import nerf
-from ccg_gmx.molecule.images import points_with_images, shortest_vectors
+from ccg_gmx.molecule.images import shortest_vectors
 from ccg_gmx.records import IntArray
 
 NEAREST = 10
@@ -32,8 +31,6 @@ EXCLUDED_RESIDUES = 2
 SHELLS_NM = (0.5, 0.8, 1.1)
 SHELL_WIDTH_NM = 0.22
 CUTOFF_NM = 1.5
-MANY_BEADS = 100
-"""From so many beads on, neighbours are found by a tree."""
 N_HARMONICS = 9
 N_SURROUNDINGS = 2 * N_HARMONICS * len(SHELLS_NM)
 N_PROPERTIES = 9
@@ -71,14 +68,16 @@ class SystemView:
         kinds: one view for each kind.
         beads: ``[n_beads]`` points.
         bead_charges: ``[n_beads]`` charge of the bead's residue over the number of its beads.
-        near: ``[n_beads, n_beads]`` true for pairs that do not count as surroundings.
+        bead_residues: ``[n_beads]`` residue of each bead.
+        bead_molecules: ``[n_beads]`` its molecule.
     """
 
     system: BackmapSystem
     kinds: tuple[KindView, ...]
     beads: Tensor
     bead_charges: Tensor
-    near: Tensor
+    bead_residues: IntArray
+    bead_molecules: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +129,10 @@ def view_system(system: BackmapSystem, kinds: tuple[KindView, ...]) -> SystemVie
     """Index tensors of a system whose kinds are viewed already."""
     residue = system.residues[system.beads]
     molecule = system.placement.plan.system.molecules[system.beads]
-    near = np.abs(residue[:, None] - residue[None, :]) <= EXCLUDED_RESIDUES
-    near &= molecule[:, None] == molecule[None, :]
     count = np.bincount(residue, minlength=len(system.residue_charges()))
     charges = system.residue_charges()[residue] / count[residue]
     beads = torch.from_numpy(system.bead_points)
-    return SystemView(system, kinds, beads, torch.from_numpy(charges), torch.from_numpy(near))
+    return SystemView(system, kinds, beads, torch.from_numpy(charges), residue, molecule)
 
 
 def _properties(system: BackmapSystem, table: KindTable) -> np.ndarray:
@@ -190,43 +187,17 @@ def surroundings(x: Tensor, view: SystemView, box: Tensor | None = None) -> Near
         box: ``[T, 3, 3]`` nm; None: no periodic images.
     """
     beads = x.index_select(1, view.beads)
-    if len(view.beads) > MANY_BEADS:
-        return Near(*_nearest_by_tree(beads, view, box), beads, box)
-    squares = (shortest_vectors(beads.unsqueeze(2) - beads.unsqueeze(1), box) ** 2).sum(0)
-    squares = squares.masked_fill(view.near.unsqueeze(2), torch.inf)
-    found = torch.topk(squares, min(NEAREST, len(view.beads)), dim=0, largest=False)
-    return Near(found.indices, found.values, beads, box)
-
-
-def _nearest_by_tree(beads: Tensor, view: SystemView, box: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Numbers and squared distances ``[k, n_beads, T]`` by a tree for each frame: linear in the beads."""
-    points = beads.detach().permute(2, 1, 0).to(torch.float64).numpy()
-    cells = np.zeros((len(points), 3, 3)) if box is None else box.to(torch.float64).numpy()
-    near = view.near.numpy()
-    count = min(len(near), NEAREST + int(near.sum(1).max()))
-    numbers = np.empty((len(points), len(near), NEAREST), dtype=np.int64)
-    squares = np.empty(numbers.shape)
-    for k, (frame, cell) in enumerate(zip(points, cells, strict=True)):
-        inside, images, owner = points_with_images(frame, cell, CUTOFF_NM)
-        distance, found = cKDTree(images).query(inside, k=count)
-        index = owner[found]
-        hidden = near[np.arange(len(near))[:, None], index] | _seen_before(index)
-        order = np.argsort(hidden, axis=1, kind="stable")[:, :NEAREST]
-        numbers[k] = np.take_along_axis(index, order, 1)
-        squares[k] = np.where(np.take_along_axis(hidden, order, 1), np.inf, np.take_along_axis(distance, order, 1) ** 2)
-    return (
-        torch.from_numpy(numbers.transpose(2, 1, 0).copy()),
-        torch.from_numpy(squares.transpose(2, 1, 0).copy()).to(beads.dtype),
+    numbers, squares = nearest_beads(
+        np.ascontiguousarray(beads.detach().permute(2, 1, 0).to(torch.float64).numpy()),
+        None if box is None else np.ascontiguousarray(box.to(torch.float64).numpy()),
+        view.bead_residues,
+        view.bead_molecules,
+        count=min(NEAREST, len(view.beads)),
+        excluded=EXCLUDED_RESIDUES,
+        cutoff=CUTOFF_NM,
     )
-
-
-def _seen_before(index: IntArray) -> NDArray[np.bool_]:
-    """Whether an entry of ``[n, k]`` stands further left in its row: another image of the same bead."""
-    order = np.argsort(index, axis=1, kind="stable")
-    ranked = np.take_along_axis(index, order, 1)
-    again = np.zeros(index.shape, dtype=bool)
-    np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
-    return again
+    indices, found = (torch.from_numpy(np.ascontiguousarray(v.transpose(2, 1, 0))) for v in (numbers, squares))
+    return Near(indices, found.to(x.dtype), beads, box)
 
 
 def picture(near: Near, view: SystemView, kind: KindView, origin: Tensor, axes: Tensor) -> Tensor:

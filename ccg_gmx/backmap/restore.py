@@ -28,7 +28,7 @@ from ccg_gmx.records import BeadFrames, FloatArray
 
 XTC_PRECISION = 1e6
 """Of the positions written, 1/nm: the usual 1000 would move beads by 5e-4 nm."""
-CHUNK_ATOMS = 200_000
+CHUNK_ATOMS = 500_000
 """Atoms restored at once, candidates included; bounds the memory."""
 LONGEST_STEP = 2.0
 """Two bead neighbours may be this many times further apart than in the reference before their order is doubted."""
