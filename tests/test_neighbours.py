@@ -65,3 +65,15 @@ def test_a_bead_far_away_costs_no_memory() -> None:
     _, squares = nearest_beads(beads, None, residues, molecules, count=COUNT, excluded=EXCLUDED, cutoff=CUTOFF)
     np.testing.assert_allclose(squares, by_all_pairs(beads, None), rtol=1e-9)
     assert np.isinf(squares[0, 7]).all()
+
+
+@pytest.mark.parametrize("n", [FEW - 3, 450])
+def test_frames_of_no_numbers_have_no_neighbours(n: int) -> None:
+    """Nor do they touch those of others; bridges that do not reach leave such frames."""
+    beads = np.random.default_rng(3).uniform(0.0, 5.0, (3, n, 3))
+    expected = by_all_pairs(beads, None)
+    beads[1, 4, 2], beads[2] = np.nan, np.inf
+    residues, molecules = chains(n)
+    _, squares = nearest_beads(beads, None, residues, molecules, count=COUNT, excluded=EXCLUDED, cutoff=CUTOFF)
+    np.testing.assert_allclose(squares[0], expected[0], rtol=1e-12)
+    assert np.isinf(squares[1:]).all()

@@ -36,7 +36,7 @@ def nearest_beads(
     """Find the nearest beads that are no neighbours in the chain.
 
     Args:
-        beads: ``[T, n, 3]`` nm.
+        beads: ``[T, n, 3]`` nm; frames with numbers that are not finite have no neighbours.
         box: ``[T, 3, 3]`` nm, whose nearest images count; None, or zeros for a frame: none.
         residues: ``[n]`` residue of each bead.
         molecules: ``[n]`` its molecule.
@@ -51,7 +51,10 @@ def nearest_beads(
     numbers = np.zeros((frames, n, count), dtype=np.int64)
     squares = np.full((frames, n, count), np.inf)
     boxes = np.zeros((frames, 3, 3)) if box is None else box
-    threads = min(torch.get_num_threads(), frames)
+    finite = np.isfinite(beads).all(axis=(1, 2))
+    if not finite.all():
+        beads = np.where(finite[:, None, None], beads, 0.0)
+    threads = max(1, min(torch.get_num_threads(), frames))
     edges = np.linspace(0, frames, threads + 1).astype(np.int64)
 
     def search(part: int) -> None:
@@ -63,6 +66,7 @@ def nearest_beads(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(search, range(threads)))
+    squares[~finite] = np.inf
     return numbers, squares
 
 
