@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
+from numpy.typing import NDArray
 
 from ccg_gmx.records import FloatArray, IntArray
 
@@ -51,7 +52,7 @@ def nearest_beads(
     numbers = np.zeros((frames, n, count), dtype=np.int64)
     squares = np.full((frames, n, count), np.inf)
     boxes = np.zeros((frames, 3, 3)) if box is None else box
-    finite = np.isfinite(beads).all(axis=(1, 2))
+    finite: NDArray[np.bool_] = np.all(np.isfinite(beads), axis=(1, 2))
     if not finite.all():
         beads = np.where(finite[:, None, None], beads, 0.0)
     threads = max(1, min(torch.get_num_threads(), frames))
