@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ccg_gmx.backmap.system import Atoms, BackmapSystem
 from ccg_gmx.molecule.images import points_with_images
+from ccg_gmx.molecule.kernel_lanes import compiled
 from ccg_gmx.records import FloatArray, IntArray
 
 FACTOR, POLAR_FACTOR = 0.8, 0.7
@@ -129,7 +129,7 @@ def _near_pairs(frame: FloatArray, box: FloatArray, reach: float) -> tuple[IntAr
     return atoms[first], squares[first]
 
 
-@njit(cache=True)
+@compiled
 def _clashes(i, j, square, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
     if radii[i] == 0.0 or radii[j] == 0.0:
         return False
@@ -142,7 +142,7 @@ def _clashes(i, j, square, radii, polar, near_start, near_atoms):  # type: ignor
     return True
 
 
-@njit(cache=True)
+@compiled
 def _count(pairs, squares, radii, polar, near_start, near_atoms):  # type: ignore[no-untyped-def]
     total = 0
     for p in range(len(pairs)):
@@ -247,7 +247,7 @@ def choose(
     return chosen, log_g
 
 
-@njit(cache=True)
+@compiled
 def _choose(  # type: ignore[no-untyped-def]
     x, reachable, placed_before, uniform, b_start, b_atoms, b_origin, beads, s_start, s_atoms,
     radii, polar, near_start, near_atoms, boxes, chosen, log_g,
@@ -301,7 +301,7 @@ def _choose(  # type: ignore[no-untyped-def]
                 source[i] = take
 
 
-@njit(cache=True)
+@compiled
 def _close(  # type: ignore[no-untyped-def]
     x, t, own, origin, placed, source, beads, s_start, s_atoms, radii, box, close, shift
 ):  # fmt: skip
@@ -335,7 +335,7 @@ def _close(  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(cache=True)
+@compiled
 def _lattice_vector(a, b, box, found):  # type: ignore[no-untyped-def]
     """Lattice vector ``found`` that makes a - b - found short; 0 in a box of zeros."""
     found[:] = 0.0
@@ -346,11 +346,11 @@ def _lattice_vector(a, b, box, found):  # type: ignore[no-untyped-def]
                 found[c] += turns * box[axis, c]
 
 
-@njit(cache=True)
+@compiled
 def _square(a, b):  # type: ignore[no-untyped-def]
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2
 
 
-@njit(cache=True)
+@compiled
 def _square_of_image(a, b, turn):  # type: ignore[no-untyped-def]
     return (a[0] - turn[0] - b[0]) ** 2 + (a[1] - turn[1] - b[1]) ** 2 + (a[2] - turn[2] - b[2]) ** 2

@@ -5,15 +5,13 @@ Cells divide the box, of whatever shape, or what the beads span where there is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
+from ccg_gmx.molecule.kernel_lanes import compiled
 from ccg_gmx.records import FloatArray, IntArray
 
 EDGE_NM = 0.8
@@ -71,14 +69,7 @@ def nearest_beads(
     return numbers, squares
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # neither the folder of the source nor the user's can be written
-        return njit(nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def _search(beads, boxes, residues, molecules, excluded, cutoff, numbers, squares):  # type: ignore[no-untyped-def]
     frames, n = beads.shape[:2]
     every = np.arange(n)
@@ -93,7 +84,7 @@ def _search(beads, boxes, residues, molecules, excluded, cutoff, numbers, square
             _search_cells(points, box, residues, molecules, excluded, cutoff, every, numbers[t], squares[t])
 
 
-@_compiled
+@compiled
 def _search_cells(  # type: ignore[no-untyped-def]
     points, box, residues, molecules, excluded, cutoff, every, numbers, squares
 ):  # fmt: skip
@@ -123,7 +114,7 @@ def _search_cells(  # type: ignore[no-untyped-def]
             ring += 1
 
 
-@_compiled
+@compiled
 def _cells(points, box):  # type: ignore[no-untyped-def]
     """Least edge, cell ``[n, 3]`` of each point, cells along each axis, and the members of all, with their starts."""
     n = len(points)
@@ -159,12 +150,12 @@ def _cells(points, box):  # type: ignore[no-untyped-def]
     return edge, cells, shape, first, members
 
 
-@_compiled
+@compiled
 def _number(cell, shape):  # type: ignore[no-untyped-def]
     return (cell[0] * shape[1] + cell[1]) * shape[2] + cell[2]
 
 
-@_compiled
+@compiled
 def _neighbour(x, y, z, shape, periodic):  # type: ignore[no-untyped-def]
     """Number of a cell; -1 where there is none."""
     if periodic:
@@ -174,7 +165,7 @@ def _neighbour(x, y, z, shape, periodic):  # type: ignore[no-untyped-def]
     return (x * shape[1] + y) * shape[2] + z
 
 
-@_compiled
+@compiled
 def _insert(  # type: ignore[no-untyped-def]
     i, members, start, stop, points, box, residues, molecules, excluded, cutoff, numbers, squares
 ):  # fmt: skip

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from ccg_gmx.molecule.kernel_lanes import compiled
 from ccg_gmx.records import FloatArray, IntArray
 
 
@@ -32,14 +32,7 @@ def sparse_rows(matrix: FloatArray) -> Sparse:
     return Sparse(starts.astype(np.int64), columns.astype(np.int64), matrix[rows, columns].astype(np.float64))
 
 
-def _compiled(function: Any) -> Any:
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # neither the folder of the source nor the user's can be written
-        return njit(nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def map_positions(
     frames, boxes, order, partner, starts, columns, values, first_atom, n_atoms, count, first_bead, beads
 ):
@@ -78,7 +71,7 @@ def map_positions(
                 beads[t, bead, 0], beads[t, bead, 1], beads[t, bead, 2] = x, y, z
 
 
-@_compiled
+@compiled
 def map_forces(forces, starts, columns, values, first_atom, n_atoms, count, first_bead, beads):
     """Write the weighted sums of ``forces [T, N, 3]`` over the atoms of each bead into ``beads [T, n, 3]``."""
     n_rows = starts.shape[0] - 1
