@@ -10,8 +10,9 @@ import torch
 from scipy.spatial import cKDTree
 
 from ccg_gmx.backmap.contacts import clash_counts, contact_rules
+from ccg_gmx.backmap.features import shortest_vectors
 from ccg_gmx.backmap.system import Atoms
-from ccg_gmx.molecule.images import points_with_images, shortest_vectors
+from ccg_gmx.molecule.images import points_with_images
 from ccg_gmx.records import FloatArray
 
 CUBOID = np.diag([2.0, 2.6, 3.1])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ccg_gmx.backmap.features import shortest_vectors
 from ccg_gmx.backmap.neighbours import EDGE_NM, FEW, nearest_beads
 from ccg_gmx.bench.energy import torch_threads
-from ccg_gmx.molecule.images import shortest_vectors
 from ccg_gmx.records import FloatArray, IntArray
 
 COUNT, EXCLUDED, CUTOFF = 10, 2, 1.5

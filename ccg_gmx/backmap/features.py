@@ -21,7 +21,6 @@ from ccg_gmx.backmap.blocks import KindTable
 from ccg_gmx.backmap.neighbours import nearest_beads
 from ccg_gmx.backmap.system import BackmapSystem
 from ccg_gmx.molecule import nerf
-from ccg_gmx.molecule.images import shortest_vectors
 from ccg_gmx.records import IntArray
 
 NEAREST = 10
@@ -198,6 +197,22 @@ def surroundings(x: Tensor, view: SystemView, box: Tensor | None = None) -> Near
     )
     indices, found = (torch.from_numpy(np.ascontiguousarray(v.transpose(2, 1, 0))) for v in (numbers, squares))
     return Near(indices, found.to(x.dtype), beads, box)
+
+
+def shortest_vectors(vectors: Tensor, box: Tensor | None) -> Tensor:
+    """:func:`ccg_gmx.molecule.images.reduced_vectors` of ``[3, ..., T]`` nm.
+
+    Args:
+        vectors: between any points.
+        box: ``[T, 3, 3]`` nm, of zeros for frames without periodicity; None: no frame has any.
+    """
+    if box is None:
+        return vectors
+    for axis in (2, 1, 0):
+        edge = box[:, axis, axis]
+        turns = torch.where(edge > 0.0, torch.round(vectors[axis] / edge), 0.0)
+        vectors = vectors - turns * box[:, axis].T.reshape(3, *(1,) * (vectors.ndim - 2), -1)
+    return vectors
 
 
 def picture(near: Near, view: SystemView, kind: KindView, origin: Tensor, axes: Tensor) -> Tensor:

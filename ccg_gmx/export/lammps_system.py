@@ -31,6 +31,7 @@ from ccg_gmx.export.lammps_tables import (
     empty_pair,
     pair_file,
 )
+from ccg_gmx.molecule.images import reduced_vectors
 from ccg_gmx.records import IntArray
 
 MODEL_INPUT = "model.in"
@@ -232,17 +233,9 @@ class _Parts:
         longest = 0.0
         for beads in groups:
             for column in range(1, beads.shape[1]):
-                step = _nearest(x[:, beads[:, column]] - x[:, beads[:, 0]], self.system.box)
+                step = reduced_vectors(x[:, beads[:, column]] - x[:, beads[:, 0]], self.system.box)
                 longest = max(longest, float(np.linalg.norm(step, axis=-1).max(initial=0.0)))
         return float(max(self.system.model.cutoff * ANGSTROM_PER_NM + 2.0, 1.5 * longest * ANGSTROM_PER_NM, 5.0) + 2.0)
-
-
-def _nearest(step: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Steps ``[T, m, 3]`` to nearest images in triangular boxes ``[T, 3, 3]``."""
-    for axis in (2, 1, 0):
-        turns = np.round(step[:, :, axis] / box[:, None, axis, axis])
-        step = step - turns[:, :, None] * box[:, None, axis, :]
-    return step
 
 
 def _rows(number: int, beads: IntArray) -> list[str]:

@@ -1,6 +1,6 @@
-"""Periodic images: shortest vectors, and points with their images near the cell.
+"""Periodic images: vectors between nearest ones, and points with their images near the cell.
 
-Boxes have GROMACS' lower triangular form, rows are box vectors; a box of zeros means no periodicity.
+Boxes have GROMACS' lower triangular form, rows are box vectors.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ccg_gmx.records import FloatArray, IntArray
 
@@ -17,19 +15,11 @@ TURNS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 """``[27, 3]`` turns along the box vectors to a cell and its neighbours."""
 
 
-def shortest_vectors(vectors: Tensor, box: Tensor | None) -> Tensor:
-    """Images of vectors ``[3, ..., T]`` nm by z, then y, then x: the shortest ones below half the box.
-
-    Args:
-        vectors: between any points.
-        box: ``[T, 3, 3]`` nm; None: no periodicity.
-    """
-    if box is None:
-        return vectors
+def reduced_vectors(vectors: FloatArray, box: FloatArray) -> FloatArray:
+    """Vectors ``[T, m, 3]`` less box vectors of ``[T, 3, 3]``: z, then y, then x; nearest images below half the box."""
     for axis in (2, 1, 0):
-        edge = box[:, axis, axis]
-        turns = torch.where(edge > 0.0, torch.round(vectors[axis] / edge), 0.0)
-        vectors = vectors - turns * box[:, axis].T.reshape(3, *(1,) * (vectors.ndim - 2), -1)
+        turns = np.round(vectors[:, :, axis] / box[:, None, axis, axis])
+        vectors = vectors - turns[:, :, None] * box[:, None, axis, :]
     return vectors
 
 
@@ -38,7 +28,7 @@ def points_with_images(points: FloatArray, box: FloatArray, reach: float) -> tup
 
     Args:
         points: ``[n, 3]`` nm.
-        box: ``[3, 3]`` nm.
+        box: ``[3, 3]`` nm, of zeros for no periodicity.
         reach: nm.
 
     Returns:

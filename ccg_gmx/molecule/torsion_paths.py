@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ccg_gmx.errors import TopologyError
+from ccg_gmx.molecule.images import reduced_vectors
 from ccg_gmx.molecule.topology import Topology
 from ccg_gmx.records import FloatArray, IntArray
 
@@ -55,7 +56,7 @@ class TorsionPaths:
         """
         vectors = positions[:, self.steps[:, 1]] - positions[:, self.steps[:, 0]]
         if box is not None and np.any(box):
-            vectors = _reduced(vectors, box)
+            vectors = reduced_vectors(vectors, box)
             if self.unbonded.any():
                 vectors[:, self.unbonded] = _nearest(vectors[:, self.unbonded], box)
         legs = np.einsum("ls,tsx->tlx", self.legs, vectors).reshape(len(positions), -1, 3, 3)
@@ -123,17 +124,9 @@ def _chain(neighbours: dict[int, list[int]], start: int, end: int) -> tuple[int,
     return tuple(reversed(chain))
 
 
-def _reduced(vectors: FloatArray, box: FloatArray) -> FloatArray:
-    """Vectors ``[T, S, 3]`` less box vectors: z, then y, then x; the nearest image for less than half the box."""
-    for axis in (2, 1, 0):
-        turns = np.round(vectors[:, :, axis] / box[:, None, axis, axis])
-        vectors = vectors - turns[:, :, None] * box[:, None, axis, :]
-    return vectors
-
-
 def nearest_image(vectors: FloatArray, box: FloatArray) -> FloatArray:
     """Shortest image of vectors ``[T, S, 3]`` nm in boxes ``[T, 3, 3]`` nm, rows as in GROMACS' triangular form."""
-    return _nearest(_reduced(vectors, box), box)
+    return _nearest(reduced_vectors(vectors, box), box)
 
 
 def _nearest(vectors: FloatArray, box: FloatArray) -> FloatArray:

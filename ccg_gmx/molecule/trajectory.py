@@ -19,6 +19,7 @@ from MDAnalysis.lib.formats.libmdaxdr import TRRFile, XTCFile
 from numpy.typing import NDArray
 
 from ccg_gmx.errors import TrajectoryError
+from ccg_gmx.molecule.images import reduced_vectors
 from ccg_gmx.records import FloatArray, Frames, IntArray
 
 _TRR_MAGIC = 1993
@@ -201,11 +202,7 @@ def make_whole(positions: FloatArray, box: FloatArray | None, bonds: IntArray) -
         return whole
     for children, parents in bond_levels(whole.shape[1], bonds):
         delta = whole[:, children] - whole[:, parents]
-        # triangular box: remove z, then y, then x; exact for bonds shorter than half the box
-        for axis in (2, 1, 0):
-            turns = np.round(delta[:, :, axis] / box[:, None, axis, axis])
-            delta -= turns[:, :, None] * box[:, None, axis, :]
-        whole[:, children] = whole[:, parents] + delta
+        whole[:, children] = whole[:, parents] + reduced_vectors(delta, box)
     return whole
 
 
